@@ -1,0 +1,35 @@
+#pragma once
+// Incremental text of one sequence: never emits half a UTF-8 character, never leaks a stop string or a beginning of one.
+// Pure state machine; owns nothing but its held-back bytes.
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace conclave {
+
+class Tokenizer;
+
+class StreamDecoder {
+ public:
+  /// Empty stop strings are refused (bad_input).
+  StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string> stop_strings, bool skip_special = true);
+
+  /// Adds one id and returns the text that may be shown now (possibly empty).
+  std::string push(int32_t id);
+  /// Ends the text: returns what was held back (a broken UTF-8 tail becomes U+FFFD); nothing after a stop string.
+  std::string finish();
+  /// True once a stop string was seen; text from its beginning on is dropped.
+  bool stopped() const { return stopped_; }
+
+ private:
+  std::string release(bool end);
+  const Tokenizer& tokenizer_;
+  std::vector<std::string> stop_strings_;
+  bool skip_special_;
+  bool at_start_ = true;
+  bool stopped_ = false;
+  std::string held_;
+};
+
+}  // namespace conclave
