@@ -1,0 +1,52 @@
+#include "quant/formats.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/float_types.h"
+
+namespace conclave {
+
+size_t element_bytes(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32: return 4;
+    case WeightFormat::f16:
+    case WeightFormat::bf16: return 2;
+    case WeightFormat::f8e4m3:
+    case WeightFormat::int8: return 1;
+  }
+  return 0;
+}
+
+std::string_view name_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32: return "f32";
+    case WeightFormat::f16: return "f16";
+    case WeightFormat::bf16: return "bf16";
+    case WeightFormat::f8e4m3: return "fp8";
+    case WeightFormat::int8: return "int8";
+  }
+  return "";
+}
+
+float dequantise(const HostMatrix& m, int64_t row, int64_t col) {
+  const int64_t i = row * m.row_stride + col;
+  switch (m.format) {
+    case WeightFormat::f32: return reinterpret_cast<const float*>(m.data)[i];
+    case WeightFormat::f16: return f16_to_f32(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    case WeightFormat::bf16: return bf16_to_f32(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    case WeightFormat::f8e4m3: return f8e4m3_to_f32(reinterpret_cast<const uint8_t*>(m.data)[i]) * m.scale(row, col);
+    case WeightFormat::int8: return static_cast<float>(reinterpret_cast<const int8_t*>(m.data)[i]) * m.scale(row, col);
+  }
+  return 0.0f;
+}
+
+float quantise_row_int8(const float* x, int64_t n, int8_t* q) {
+  float amax = 0.0f;
+  for (int64_t i = 0; i < n; ++i) amax = std::max(amax, std::fabs(x[i]));
+  const float scale = amax > 0.0f ? amax / 127.0f : 1.0f;
+  for (int64_t i = 0; i < n; ++i) q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(x[i] / scale), -127.0f, 127.0f));
+  return scale;
+}
+
+}  // namespace conclave
