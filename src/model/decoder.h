@@ -1,0 +1,46 @@
+#pragma once
+// The forward pass of every family, read top to bottom: embed, then per layer attention and feed-forward over one residual stream in
+// f32, final norm, head. Owns the step's activation buffers; knows tensors, not requests.
+#include <functional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/spec.h"
+#include "model/weights.h"
+
+namespace conclave {
+
+/// Named activations for tests and `dump`: point is "attn" or "ffn" (residual after the addition, [T, D]), "router_logits" [T, E],
+/// "experts" [T, k] i32, "weights" [T, k], "final_norm" [T, D] (layer -1). Empty in production.
+using Tap = std::function<void(std::string_view point, int layer, const Tensor& value)>;
+
+class Decoder {
+ public:
+  /// Activation buffers for steps within `limits` are allocated here. References must outlive the decoder.
+  Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, const StepLimits& limits);
+  /// Bytes that the constructor allocates.
+  static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
+
+  /// ids, positions: [T]. `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab] of the named rows, valid until the next call.
+  Tensor forward(std::span<const int32_t> ids, std::span<const int32_t> positions, const BatchView& batch,
+                 std::span<const KvLayer> kv, std::span<const int32_t> logit_rows, const Tap& tap = {});
+
+ private:
+  struct Activations;
+  void attend(int layer, const GqaWeights& w, const GqaSpec& spec, const KvLayer& kv, const BatchView& batch);
+  void attend(int layer, const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv, const BatchView& batch);
+  void feed(int layer, const SwiGluWeights& w, const DenseSpec& spec, const Tap& tap);
+  void feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Tap& tap);
+
+  const ModelSpec& spec_;
+  const Weights& weights_;
+  Backend& backend_;
+  std::shared_ptr<Activations> a_;
+};
+
+/// Step limits that a model and an engine configuration imply.
+StepLimits step_limits(const ModelSpec& spec, int max_rows, int max_sequences, int max_context);
+
+}  // namespace conclave

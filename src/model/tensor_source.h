@@ -1,0 +1,49 @@
+#pragma once
+// Where weights come from: a checkpoint on disk or a seeded random generator. The loader asks for one tensor at a time and may do so
+// from several threads.
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/tensor.h"
+#include "io/checkpoint.h"
+#include "model/spec.h"
+
+namespace conclave {
+
+/// A tensor's bytes, alive while `owner` is (a checkpoint's tensors live as long as the source).
+struct SourceTensor {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;
+  const std::byte* data = nullptr;
+  std::string origin;  ///< file, for messages
+  std::shared_ptr<const void> owner;
+};
+
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  /// The tensor, or nothing when the source has none of that name.
+  virtual std::optional<SourceTensor> find(std::string_view name) const = 0;
+  /// Says that a tensor's data has been consumed.
+  virtual void release(const SourceTensor& tensor) const = 0;
+};
+
+/// Tensors of a checkpoint. Fused layouts (`experts.gate_up_proj` [E, 2I, H], `experts.down_proj` [E, H, I]) answer under the per-expert
+/// names. Extra tensors that the spec does not know and does not ignore are refused at construction (bad_model), as are missing ones.
+std::unique_ptr<TensorSource> checkpoint_source(const Checkpoint& checkpoint, const ModelSpec& spec);
+
+/// Format of generated linear weights (router, norms, embedding, head, kv_b stay floating as published quantised checkpoints keep them).
+enum class RandomFormat : uint8_t { f32, f16, bf16, fp8, int8 };
+/// Parses "bf16|f16|f32|fp8|int8|w8a8"; throws bad_input listing the choices.
+RandomFormat parse_random_format(std::string_view text);
+
+/// Deterministic in (spec, seed, format), independent of threads and call order; scaled so that activations stay finite.
+/// For int8: I8 weights with F32 `_scale`; for fp8: F8_E4M3 with `_scale_inv`.
+std::unique_ptr<TensorSource> random_source(const ModelSpec& spec, RandomFormat format, uint64_t seed);
+
+}  // namespace conclave

@@ -1,0 +1,50 @@
+#pragma once
+// The weights of one rank in the layout the decoder reads: one arena, filled tensor by tensor (peak memory = the arena plus one tensor
+// per loading thread). Nothing is allocated afterwards.
+#include <functional>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/tensor.h"
+#include "core/thread_pool.h"
+#include "model/spec.h"
+#include "model/tensor_source.h"
+
+namespace conclave {
+
+struct GqaWeights { Weight q, k, v, o; };
+/// Without q compression `q` is q_proj and q_a/q_a_norm are empty; with it q_a, q_a_norm and q (= q_b_proj) are used.
+struct MlaWeights { Weight q_a, q, kv_a_latent, kv_a_rope, o; Tensor q_a_norm, kv_a_norm; MlaUpWeights up; };
+struct MoeWeights { Weight router; Tensor selection_bias; std::vector<SwiGluWeights> experts; std::optional<SwiGluWeights> shared; };
+struct LayerWeights {
+  Tensor attention_norm, ffn_norm;
+  std::variant<GqaWeights, MlaWeights> attention;
+  std::variant<SwiGluWeights, MoeWeights> ffn;
+};
+struct Weights {
+  Buffer arena;
+  Weight embed, head;  ///< the same panels when tied
+  Tensor final_norm;
+  std::vector<LayerWeights> layers;
+};
+
+struct LoadOptions {
+  /// Floating linear weights are held in this type (f32, bf16, f16) instead of the file's.
+  std::optional<DType> arithmetic;
+  /// Called with (bytes done, bytes total), from one thread.
+  std::function<void(size_t, size_t)> progress;
+};
+
+/// Bytes of the arena for a source's dtypes: what loading needs, computed without reading weights.
+size_t weight_bytes(const ModelSpec& spec, const TensorSource& source, const Backend& backend, const LoadOptions& options);
+
+/// Throws bad_model naming tensor, shape/dtype found and wanted, and the config keys they come from; FP8 or int8 without scales is refused.
+Weights load_weights(const ModelSpec& spec, const TensorSource& source, const Backend& backend, ThreadPool& pool,
+                     const LoadOptions& options = {});
+
+/// Bytes of weights that one generated token reads (experts: top_k of each layer), for GB/s figures.
+size_t bytes_touched_per_token(const ModelSpec& spec, const Weights& weights);
+
+}  // namespace conclave
