@@ -1,0 +1,96 @@
+#pragma once
+// The loop around one model: queue -> scheduler -> runner -> sampler -> deltas. Synchronous: the caller drives step(). Owns weights, cache
+// memory and every activation buffer, all planned and allocated before the first step.
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+#include "core/thread_pool.h"
+#include "engine/request.h"
+#include "engine/step_plan.h"
+#include "model/decoder.h"
+#include "model/spec.h"
+#include "model/tensor_source.h"
+#include "model/weights.h"
+
+namespace conclave {
+
+enum class Precision : uint8_t {
+  exact,  ///< f32 arithmetic from the stored weights, f32 cache
+  fast,   ///< cache in the model's dtype; activations may be rounded to it
+};
+enum class KvMode : uint8_t { paged, contiguous };
+
+struct EngineOptions {
+  std::string backend = "cpu";  ///< "cpu" or "reference"
+  std::string isa;              ///< empty: best of the machine, or CONCLAVE_ISA
+  int threads = 0;              ///< 0: all available processors
+  Precision precision = Precision::fast;
+  std::optional<DType> arithmetic;  ///< --dtype; nothing = the file's
+  std::optional<DType> kv_dtype;    ///< --kv-dtype; nothing = f32 (exact) or the arithmetic type (fast)
+  KvMode kv_mode = KvMode::paged;
+  int block_size = 128;         ///< 1..576 positions
+  int max_sequences = 1;        ///< running at once
+  int max_context = 0;          ///< longest prompt + output of one sequence
+  int64_t cache_tokens = 0;     ///< cache capacity in tokens; 0: max_sequences x max_context
+  int max_step_tokens = 512;    ///< rows of one step (prefill chunk)
+  size_t reserve_bytes = 0;     ///< memory to leave free
+};
+
+/// What a configuration needs, in bytes, computed before anything is loaded.
+struct MemoryPlan {
+  size_t weights = 0, kv_cache = 0, activations = 0, workspace = 0;
+  size_t total() const { return weights + kv_cache + activations + workspace; }
+};
+
+class Engine {
+ public:
+  using Progress = std::function<void(size_t done, size_t total)>;
+  /// Plans memory (throws out_of_memory naming needed and available bytes before reading weights), loads, allocates.
+  Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress = {});
+  ~Engine();
+
+  static MemoryPlan plan_memory(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options);
+
+  const ModelSpec& spec() const;
+  const EngineOptions& options() const;
+  const MemoryPlan& memory() const;
+  std::string_view isa() const;
+  int threads() const;
+  double load_ms() const;
+  size_t bytes_touched_per_token() const;
+
+  /// Queues a request. Throws bad_input when the prompt is empty or longer than the model's or the engine's context (with both numbers),
+  /// ids are out of range, or sampling values are invalid.
+  RequestId submit(Request request);
+  void cancel(RequestId id);
+  /// Runs one step; returns what it produced. Nothing to do: empty.
+  std::vector<Delta> step();
+  bool idle() const;
+  /// Of a finished request (kept until asked once).
+  RequestStats stats(RequestId id);
+  void end_session(uint64_t session);
+  int64_t steps() const;
+
+  /// For `dump` and tests: one prompt through the model alone in chunks of `chunk` rows (0 = max_step_tokens), then greedy decoding.
+  struct Trace {
+    std::vector<float> logits;          ///< [T, V] of every prompt position
+    std::vector<int32_t> greedy_tokens; ///< [N]
+    std::vector<float> greedy_logits;   ///< [N, V]; row t is the row whose argmax is token t
+  };
+  Trace trace(std::span<const int32_t> prompt, int max_new_tokens, const Tap& prompt_tap = {}, int chunk = 0);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Memory that this process may still take: the smaller of MemAvailable and the cgroup's remaining limit.
+size_t available_memory();
+
+}  // namespace conclave

@@ -1,0 +1,26 @@
+#pragma once
+// One step of the engine as plain integers: the only thing the scheduler produces and the runner consumes, so that it can be broadcast
+// to other ranks and compared byte by byte.
+#include <cstdint>
+#include <vector>
+
+#include "engine/request.h"
+
+namespace conclave {
+
+/// Rows of one sequence in a step: its tokens at positions [context_len - token_count, context_len).
+struct Chunk {
+  RequestId id = 0;
+  int32_t first_token = 0, token_count = 0;    ///< range in StepPlan::tokens
+  int32_t context_len = 0, prompt_len = 0;
+  int32_t first_block = 0, block_count = 0;    ///< range in StepPlan::blocks
+  bool sample = false;                         ///< the last row's logits are sampled
+};
+
+struct StepPlan {
+  uint64_t step = 0;
+  std::vector<int32_t> tokens, positions, blocks;
+  std::vector<Chunk> chunks;
+};
+
+}  // namespace conclave
