@@ -1,0 +1,62 @@
+# make run                                   build and answer a question with the demo model
+# make run MODEL=<folder> PROMPT="..."       the same for any local checkpoint
+# make build                                 the program: build/conclave
+# make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run
+# make bench                                 micro-benchmarks of the kernels
+MODEL ?= models/demo-mixtral
+PROMPT ?=
+ARGS ?=
+FUZZ_SECONDS ?= 10
+CTEST = ctest --output-on-failure -j2
+
+.PHONY: run build test test-unit test-sanitized test-fuzz test-vectors check bench clean
+
+run: build
+ifeq ($(PROMPT),)
+	@build/conclave run $(MODEL) --prompt-file $(if $(wildcard $(MODEL)/question.txt),$(MODEL),models/demo-mixtral)/question.txt $(ARGS)
+else
+	@build/conclave run $(MODEL) --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+endif
+
+build:
+	@tools/setup/packages.sh build
+	@[ -f build/build.ninja ] || cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release
+	@cmake --build build --target conclave
+
+test: check test-unit test-sanitized test-fuzz test-vectors
+
+# Rules of the source tree that a script can see.
+check:
+	@tools/setup/packages.sh test
+	python3 tools/check_includes.py
+
+test-unit:
+	@tools/setup/packages.sh test
+	cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_TESTS=ON
+	cmake --build build
+	cd build && $(CTEST)
+
+# The same tests of everything that reads untrusted input, with clang, AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitized:
+	@tools/setup/packages.sh test
+	cmake -G Ninja -S . -B build-sanitized -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DCONCLAVE_TESTS=ON -DCONCLAVE_SANITIZE=ON -DCONCLAVE_FUZZ=ON
+	cmake --build build-sanitized --target sanitized_tests fuzz_targets
+	cd build-sanitized && $(CTEST) -L sanitized
+
+test-fuzz: test-sanitized
+	python3 tools/run_fuzzers.py build-sanitized/fuzz fuzz/corpus --seconds $(FUZZ_SECONDS)
+
+# Larger sets of tokenizer and template vectors, where a folder of them lies beside the project.
+test-vectors: test-unit
+	@if [ -f ../shared/tools/check_text.py ]; then python3 ../shared/tools/check_text.py build/conclave ../shared/golden ../shared/tokenizers; \
+	else echo "test-vectors: skipped, no folder of additional vectors beside the project"; fi
+
+bench:
+	@tools/setup/packages.sh test
+	cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_BENCH=ON
+	cmake --build build
+	build/bench/bench_ops
+
+clean:
+	rm -rf build build-sanitized
