@@ -23,9 +23,14 @@ class Decoder {
   /// Bytes that the constructor allocates.
   static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
 
-  /// ids, positions: [T]. `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab] of the named rows, valid until the next call.
+  /// ids, positions: [T]. `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab] of the named rows (at most
+  /// max_logit_rows()), valid until the next call.
   Tensor forward(std::span<const int32_t> ids, std::span<const int32_t> positions, const BatchView& batch,
                  std::span<const KvLayer> kv, std::span<const int32_t> logit_rows, const Tap& tap = {});
+
+  /// Logits of other rows of the last step, for callers that want more of them than one call returns.
+  Tensor logits(std::span<const int32_t> rows);
+  int max_logit_rows() const;
 
  private:
   struct Activations;

@@ -29,6 +29,11 @@ class TensorSource {
   virtual ~TensorSource() = default;
   /// The tensor, or nothing when the source has none of that name.
   virtual std::optional<SourceTensor> find(std::string_view name) const = 0;
+  /// Stored type of a tensor without producing its data (memory is planned from it), or nothing when there is none of that name.
+  virtual std::optional<DType> dtype(std::string_view name) const {
+    const auto tensor = find(name);
+    return tensor ? std::optional(tensor->dtype) : std::nullopt;
+  }
   /// Says that a tensor's data has been consumed.
   virtual void release(const SourceTensor& tensor) const = 0;
 };
