@@ -58,7 +58,7 @@ class Buffer {
 
  private:
   struct Unmap {
-    size_t bytes = 0;
+    size_t bytes;
     void operator()(std::byte* p) const noexcept;
   };
   std::unique_ptr<std::byte, Unmap> data_;
