@@ -1,0 +1,307 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/runner.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+
+namespace conclave {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int kMaxBlockSize = 576;
+
+double ms_between(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double, std::milli>(to - from).count(); }
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_input, message); }
+
+void check_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high) refuse(fmt::format("{} is {}, wanted {} to {}", name, value, low, high));
+}
+
+DType check_floating(std::string_view name, DType dtype) {
+  if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16)
+    refuse(fmt::format("{} is {}, wanted F32, F16 or BF16", name, name_of(dtype)));
+  return dtype;
+}
+
+/// Options with every default filled in, or bad_input.
+EngineOptions resolve(const ModelSpec& spec, EngineOptions o) {
+  constexpr int kMost = 1 << 30;
+  check_range("max_sequences", o.max_sequences, 1, 1 << 20);
+  check_range("max_step_tokens", o.max_step_tokens, 1, 1 << 20);
+  check_range("cache_tokens", o.cache_tokens, 0, int64_t{1} << 40);
+  if (o.max_context == 0) o.max_context = spec.max_len;
+  check_range("max_context", o.max_context, 2, std::min(spec.max_len, kMost));
+  if (o.kv_mode == KvMode::contiguous) o.block_size = o.max_context;
+  else check_range("block_size", o.block_size, 1, kMaxBlockSize);
+  if (o.arithmetic) check_floating("dtype", *o.arithmetic);
+  if (!o.kv_dtype) {
+    const DType model = o.arithmetic.value_or(spec.dtype);
+    const bool floating = model == DType::f32 || model == DType::f16 || model == DType::bf16;
+    o.kv_dtype = o.precision == Precision::exact || !floating ? DType::f32 : model;
+  }
+  check_floating("kv_dtype", *o.kv_dtype);
+  return o;
+}
+
+CacheShape cache_shape(const EngineOptions& o) {
+  const int64_t per_sequence = (int64_t{o.max_context} + o.block_size - 1) / o.block_size;
+  const int64_t blocks = o.cache_tokens > 0 ? std::max<int64_t>(1, o.cache_tokens / o.block_size) : o.max_sequences * per_sequence;
+  check_range("cache blocks", blocks, 1, 1 << 30);
+  return {*o.kv_dtype, static_cast<int>(blocks), o.block_size};
+}
+
+StepLimits limits_of(const ModelSpec& spec, const EngineOptions& o) {
+  return step_limits(spec, o.max_step_tokens, o.max_sequences, o.max_context);
+}
+
+std::unique_ptr<Backend> make_backend(const EngineOptions& o, ThreadPool& pool) {
+  if (o.backend == "reference") return make_reference();
+  if (o.backend == "cpu") return make_cpu(pool, o.isa);
+  refuse(fmt::format("backend \"{}\" is unknown, wanted cpu or reference", o.backend));
+}
+
+MemoryPlan plan(const ModelSpec& spec, const TensorSource& source, const EngineOptions& o, const Backend& backend) {
+  const StepLimits limits = limits_of(spec, o);
+  return {.weights = weight_bytes(spec, source, backend, {.arithmetic = o.arithmetic, .progress = {}}),
+          .kv_cache = cache_bytes(spec, cache_shape(o)),
+          .activations = Decoder::activation_bytes(spec, limits),
+          .workspace = backend.workspace_bytes(limits)};
+}
+
+double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+void check_memory(const MemoryPlan& plan, size_t reserve) {
+  const size_t available = available_memory();
+  if (plan.total() + reserve <= available) return;
+  throw Error(Error::Kind::out_of_memory,
+              fmt::format("not enough memory: {:.2f} GiB needed (weights {:.2f}, cache {:.2f}, activations {:.2f}, workspace {:.2f}, kept "
+                          "free {:.2f}), {:.2f} GiB available; use a shorter context, fewer sequences or a quantised checkpoint",
+                          gib(plan.total() + reserve), gib(plan.weights), gib(plan.kv_cache), gib(plan.activations),
+                          gib(plan.workspace), gib(reserve), gib(available)));
+}
+
+/// When a request met the stages of its life.
+struct Timeline {
+  Clock::time_point submitted, started, first_token;
+  bool has_started = false, has_token = false;
+  RequestStats stats;
+};
+
+}  // namespace
+
+struct Engine::State {
+  ModelSpec spec;
+  EngineOptions options;
+  ThreadPool pool;
+  std::unique_ptr<Backend> backend;
+  MemoryPlan memory;
+  Weights weights;
+  std::unique_ptr<Runner> runner;
+  Scheduler scheduler;
+  Sampler sampler;
+  std::map<RequestId, Timeline> active;
+  std::map<RequestId, RequestStats> finished;
+  RequestId next_id = 1;
+  int64_t steps = 0;
+  double load_ms = 0;
+
+  State(ModelSpec s, const EngineOptions& o)
+      : spec(std::move(s)), options(resolve(spec, o)), pool(options.threads), backend(make_backend(options, pool)),
+        scheduler({.max_sequences = options.max_sequences, .max_step_tokens = options.max_step_tokens,
+                   .block_size = options.block_size, .num_blocks = cache_shape(options).num_blocks,
+                   .max_context = options.max_context}),
+        sampler(spec.vocab_size) {}
+
+  std::span<const float> row(const Tensor& logits, int64_t i) const { return {logits.row<float>(i), static_cast<size_t>(spec.vocab_size)}; }
+  void check_ids(std::span<const int32_t> ids) const;
+  std::vector<Draw> draw_tokens(const StepPlan& plan, const Tensor& logits);
+  void note_start(const StepPlan& plan, Clock::time_point now);
+  void note(std::span<const Delta> deltas, Clock::time_point now);
+};
+
+void Engine::State::check_ids(std::span<const int32_t> ids) const {
+  if (ids.empty()) refuse("the prompt is empty; give at least one token");
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < 0 || ids[i] >= spec.vocab_size)
+      refuse(fmt::format("prompt token {} is {}, wanted 0 to {} (the model's vocabulary)", i, ids[i], spec.vocab_size - 1));
+}
+
+std::vector<Draw> Engine::State::draw_tokens(const StepPlan& plan, const Tensor& logits) {
+  std::vector<Draw> draws;
+  for (const Chunk& chunk : plan.chunks) {
+    if (!chunk.sample) continue;
+    const Sequence& s = scheduler.running(chunk.id);
+    draws.push_back(sampler.draw(row(logits, static_cast<int64_t>(draws.size())), s.request.sampling, {s.tokens, s.prompt_len}));
+  }
+  return draws;
+}
+
+void Engine::State::note_start(const StepPlan& plan, Clock::time_point now) {
+  for (const Chunk& chunk : plan.chunks) {
+    Timeline& p = active.at(chunk.id);
+    if (std::exchange(p.has_started, true)) continue;
+    p.started = now;
+    p.stats.queue_ms = ms_between(p.submitted, now);
+    p.stats.cached_tokens = chunk.context_len - chunk.token_count;
+  }
+}
+
+void Engine::State::note(std::span<const Delta> deltas, Clock::time_point now) {
+  for (const Delta& delta : deltas) {
+    Timeline& p = active.at(delta.id);
+    p.stats.new_tokens += static_cast<int>(delta.tokens.size());
+    const bool answered = !delta.tokens.empty() || delta.finish == FinishReason::stop;
+    if (answered && !std::exchange(p.has_token, true)) {
+      p.first_token = now;
+      p.stats.prefill_ms = ms_between(p.started, now);
+    }
+    if (delta.finish == FinishReason::none) continue;
+    if (p.has_token) p.stats.decode_ms = ms_between(p.first_token, now);
+    finished.emplace(delta.id, p.stats);
+    active.erase(delta.id);
+  }
+}
+
+Engine::Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress)
+    : state_(std::make_unique<State>(std::move(spec), options)) {
+  State& s = *state_;
+  const auto start = Clock::now();
+  s.memory = plan(s.spec, source, s.options, *s.backend);
+  check_memory(s.memory, s.options.reserve_bytes);
+  s.weights = load_weights(s.spec, source, *s.backend, s.pool, {.arithmetic = s.options.arithmetic, .progress = progress});
+  const StepLimits limits = limits_of(s.spec, s.options);
+  s.backend->reserve(limits);
+  s.runner = std::make_unique<Runner>(s.spec, s.weights, *s.backend, limits, cache_shape(s.options));
+  s.load_ms = ms_between(start, Clock::now());
+}
+
+Engine::~Engine() = default;
+
+MemoryPlan Engine::plan_memory(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options) {
+  const EngineOptions resolved = resolve(spec, options);
+  ThreadPool pool(resolved.threads, false);
+  return plan(spec, source, resolved, *make_backend(resolved, pool));
+}
+
+const ModelSpec& Engine::spec() const { return state_->spec; }
+const EngineOptions& Engine::options() const { return state_->options; }
+const MemoryPlan& Engine::memory() const { return state_->memory; }
+std::string_view Engine::isa() const { return state_->backend->isa(); }
+int Engine::threads() const { return state_->pool.size(); }
+double Engine::load_ms() const { return state_->load_ms; }
+size_t Engine::bytes_touched_per_token() const { return conclave::bytes_touched_per_token(state_->spec, state_->weights); }
+bool Engine::idle() const { return state_->scheduler.idle(); }
+void Engine::end_session(uint64_t session) { state_->scheduler.end_session(session); }
+int64_t Engine::steps() const { return state_->steps; }
+
+RequestId Engine::submit(Request request) {
+  State& s = *state_;
+  s.check_ids(request.prompt);
+  validate(request.sampling);
+  check_range("max_new_tokens", request.max_new_tokens, 1, std::numeric_limits<int>::max());
+  Timeline p;
+  p.submitted = Clock::now();
+  p.stats.prompt_tokens = static_cast<int>(std::min<size_t>(request.prompt.size(), std::numeric_limits<int>::max()));
+  s.scheduler.add(s.next_id, std::move(request));
+  s.active.emplace(s.next_id, p);
+  return s.next_id++;
+}
+
+void Engine::cancel(RequestId id) { state_->scheduler.cancel(id); }
+
+std::vector<Delta> Engine::step() {
+  State& s = *state_;
+  std::vector<Delta> deltas = s.scheduler.take_ended();
+  const StepPlan plan = s.scheduler.plan();
+  if (!plan.chunks.empty()) {
+    s.note_start(plan, Clock::now());
+    const Tensor logits = s.runner->run(plan);
+    ++s.steps;
+    const std::vector<Draw> draws = s.draw_tokens(plan, logits);
+    for (Delta& delta : s.scheduler.commit(plan, draws)) deltas.push_back(std::move(delta));
+  }
+  s.note(deltas, Clock::now());
+  return deltas;
+}
+
+RequestStats Engine::stats(RequestId id) {
+  const auto node = state_->finished.extract(id);
+  if (node.empty()) refuse(fmt::format("request {} has not finished, or its figures were asked for before", id));
+  return node.mapped();
+}
+
+namespace {
+
+/// A plan that runs one sequence alone in the first blocks of the cache.
+StepPlan lone_step(std::span<const int32_t> tokens, int computed, int prompt_len, int block_size) {
+  const auto count = static_cast<int32_t>(tokens.size());
+  StepPlan plan;
+  plan.tokens.assign(tokens.begin(), tokens.end());
+  for (int i = 0; i < count; ++i) plan.positions.push_back(computed + i);
+  const int32_t blocks = (computed + count + block_size - 1) / block_size;
+  for (int32_t block = 0; block < blocks; ++block) plan.blocks.push_back(block);
+  plan.chunks.push_back({.id = 0, .first_token = 0, .token_count = count, .context_len = computed + count, .prompt_len = prompt_len,
+                         .first_block = 0, .block_count = blocks, .sample = true});
+  return plan;
+}
+
+int32_t greedy(std::span<const float> logits) {
+  const Draw best = argmax(logits);
+  if (!best.error.empty()) throw Error(Error::Kind::bad_model, best.error);
+  return best.token;
+}
+
+}  // namespace
+
+Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens, const Tap& prompt_tap, int chunk) {
+  State& s = *state_;
+  const int length = static_cast<int>(std::min<size_t>(prompt.size(), std::numeric_limits<int>::max()));
+  const auto vocab = static_cast<size_t>(s.spec.vocab_size);
+  const CacheShape cache = cache_shape(s.options);
+  const int64_t room = std::min<int64_t>(s.options.max_context, int64_t{cache.num_blocks} * cache.block_size);
+  if (!idle()) refuse("a trace runs alone: wait until all requests have finished");
+  s.check_ids(prompt);
+  check_range("max_new_tokens", max_new_tokens, 0, std::numeric_limits<int>::max());
+  if (int64_t{length} + max_new_tokens > room)
+    refuse(fmt::format("{} prompt tokens and {} new ones exceed the context of {}", length, max_new_tokens, room));
+  check_range("chunk", chunk, 0, s.options.max_step_tokens);
+  s.scheduler.drop_idle_sessions();  // their blocks are used below
+
+  Trace trace;
+  trace.logits.reserve(prompt.size() * vocab);
+  const int step = chunk > 0 ? chunk : s.options.max_step_tokens;
+  std::vector<int32_t> rows;
+  for (int done = 0; done < length; done += step) {
+    const int count = std::min(step, length - done);
+    const StepPlan plan = lone_step(prompt.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), done, length, cache.block_size);
+    for (int first = 0; first < count; first += static_cast<int>(rows.size())) {
+      rows.clear();
+      for (int row = first; row < std::min(count, first + s.runner->max_logit_rows()); ++row) rows.push_back(row);
+      const Tensor logits = first == 0 ? s.runner->run(plan, rows, prompt_tap) : s.runner->logits(rows);
+      trace.logits.insert(trace.logits.end(), logits.as<float>(), logits.as<float>() + rows.size() * vocab);
+    }
+  }
+  std::vector<float> last(trace.logits.end() - static_cast<std::ptrdiff_t>(vocab), trace.logits.end());
+  for (int t = 0; t < max_new_tokens; ++t) {
+    if (t > 0) {
+      const StepPlan plan = lone_step({&trace.greedy_tokens.back(), 1}, length + t - 1, length, cache.block_size);
+      std::memcpy(last.data(), s.runner->run(plan).data, vocab * sizeof(float));
+    }
+    trace.greedy_logits.insert(trace.greedy_logits.end(), last.begin(), last.end());
+    trace.greedy_tokens.push_back(greedy(last));
+  }
+  return trace;
+}
+
+}  // namespace conclave

@@ -1,0 +1,45 @@
+#pragma once
+// Carries out step plans on one rank: turns a plan's integers into a batch for the decoder, over a paged cache that it owns. Decides nothing.
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/tensor.h"
+#include "engine/step_plan.h"
+#include "model/decoder.h"
+#include "model/spec.h"
+#include "model/weights.h"
+
+namespace conclave {
+
+/// Shape of the paged cache: num_blocks blocks of block_size positions for every layer.
+struct CacheShape {
+  DType dtype = DType::f32;
+  int num_blocks = 0, block_size = 0;
+};
+/// Bytes of the cache over all layers.
+size_t cache_bytes(const ModelSpec& spec, const CacheShape& shape);
+
+class Runner {
+ public:
+  /// Allocates cache and activations; references must outlive the runner.
+  Runner(const ModelSpec& spec, const Weights& weights, Backend& backend, const StepLimits& limits, const CacheShape& cache);
+
+  /// Logits [n, vocab] of the last rows of the chunks with `sample`, in the plan's order; valid until the next call.
+  Tensor run(const StepPlan& plan);
+  /// The same for rows that the caller names (at most max_logit_rows()), with taps.
+  Tensor run(const StepPlan& plan, std::span<const int32_t> logit_rows, const Tap& tap);
+  /// Logits of further rows of the last step.
+  Tensor logits(std::span<const int32_t> rows) { return decoder_.logits(rows); }
+  int max_logit_rows() const { return decoder_.max_logit_rows(); }
+
+ private:
+  Decoder decoder_;
+  int block_size_;
+  Buffer cache_;
+  std::vector<KvLayer> layers_;
+  std::vector<SequenceRows> sequences_;
+  std::vector<int32_t> sampled_rows_;
+};
+
+}  // namespace conclave
