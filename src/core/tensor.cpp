@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <new>
 
@@ -30,7 +32,7 @@ size_t checked_product(std::span<const int64_t> factors, std::string_view what) 
 }
 
 Tensor Tensor::rows(int64_t begin, int64_t count) const {
-  if (rank == 0 || begin < 0 || count < 0 || begin + count > dim[0])
+  if (rank == 0 || begin < 0 || count < 0 || count > dim[0] - begin)
     throw Error(Error::Kind::internal, fmt::format("rows [{}, {}) of {}", begin, begin + count, describe(*this)));
   Tensor part = *this;
   part.data = static_cast<std::byte*>(data) + static_cast<size_t>(begin * stride[0]) * size_of(dtype);
@@ -39,7 +41,7 @@ Tensor Tensor::rows(int64_t begin, int64_t count) const {
 }
 
 Tensor Tensor::columns(int64_t begin, int64_t count) const {
-  if (rank != 2 || begin < 0 || count < 0 || begin + count > dim[1])
+  if (rank != 2 || begin < 0 || count < 0 || count > dim[1] - begin)
     throw Error(Error::Kind::internal, fmt::format("columns [{}, {}) of {}", begin, begin + count, describe(*this)));
   Tensor part = *this;
   part.data = static_cast<std::byte*>(data) + static_cast<size_t>(begin) * size_of(dtype);
