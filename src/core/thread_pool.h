@@ -27,7 +27,8 @@ class FunctionRef<R(Args...)> {
 
 class ThreadPool {
  public:
-  /// `threads` <= 0: one per processor this process may use. Workers are pinned to the allowed processors in order when `pin`.
+  /// `threads` <= 0: one per processor this process may use. With `pin` worker i > 0 stays on the i-th allowed processor; the
+  /// caller is left as it is, because a pinned caller would hand its mask on to every thread it starts later.
   explicit ThreadPool(int threads, bool pin = true);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

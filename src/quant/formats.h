@@ -41,7 +41,7 @@ std::string_view name_of(WeightFormat format);
 float dequantise(const HostMatrix& m, int64_t row, int64_t col);
 
 /// One row of dynamic int8 activations: scale = amax/127 (1 for a zero row), q = round half to even(x / scale).
-/// Returns the scale. Source: compressed-tensors dynamic per-token symmetric int8.
+/// Returns the scale; NaN (and zeros) for a row that is not finite, so that its outputs are NaN and not quietly wrong. Source: compressed-tensors dynamic per-token symmetric int8.
 float quantise_row_int8(const float* x, int64_t n, int8_t* q);
 
 }  // namespace conclave

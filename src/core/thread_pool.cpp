@@ -1,0 +1,227 @@
+#include "core/thread_pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <exception>
+#include <fstream>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace conclave {
+namespace {
+
+/// Long enough to bridge the gaps between the regions of one step, short enough that a busy neighbour gets its core.
+constexpr auto kSpin = std::chrono::microseconds(40);
+constexpr int kPausesPerCheck = 32;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// A counter that waiters watch: they spin for a while (never when there are more workers than processors) and then sleep in the kernel.
+class Signal {
+ public:
+  uint32_t load() const { return value_.load(std::memory_order_acquire); }
+
+  void advance() {
+    value_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0)
+      syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, std::numeric_limits<int>::max(), nullptr, nullptr, 0);
+  }
+
+  /// Returns when the value differs from `seen`.
+  void wait(uint32_t seen, bool spin) {
+    if (spin) {
+      const auto end = std::chrono::steady_clock::now() + kSpin;
+      do {
+        for (int i = 0; i < kPausesPerCheck; ++i) {
+          if (load() != seen) return;
+          pause();
+        }
+      } while (std::chrono::steady_clock::now() < end);
+    }
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    while (value_.load(std::memory_order_seq_cst) == seen)
+      syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+  }
+
+ private:
+  alignas(64) std::atomic<uint32_t> value_{0};
+  alignas(64) std::atomic<int32_t> sleepers_{0};
+};
+
+std::vector<int> allowed_processors() {
+  std::vector<int> processors;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    for (int i = 0; i < CPU_SETSIZE; ++i)
+      if (CPU_ISSET(i, &set)) processors.push_back(i);
+  if (processors.empty()) processors.push_back(0);
+  return processors;
+}
+
+/// Processors that the cgroup's quota pays for ("max 100000" or "150000 100000"); infinity where there is none.
+double quota_of(const std::string& folder) {
+  std::ifstream file(folder + "/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return std::numeric_limits<double>::infinity();
+  const double value = std::strtod(quota.c_str(), nullptr);
+  return value > 0 ? value / period : std::numeric_limits<double>::infinity();
+}
+
+/// The smallest quota of this process's cgroup (version 2) and its ancestors.
+double cgroup_quota() {
+  const std::string root = "/sys/fs/cgroup";
+  double quota = quota_of(root);
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("0::/")) continue;
+    std::string path = line.substr(3);
+    while (path.size() > 1) {
+      quota = std::min(quota, quota_of(root + path));
+      path.resize(path.find_last_of('/'));
+    }
+  }
+  return quota;
+}
+
+void pin_to(pthread_t thread, int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<size_t>(processor), &set);
+  pthread_setaffinity_np(thread, sizeof set, &set);  // a refusal costs speed only
+}
+
+}  // namespace
+
+int available_processors() {
+  const auto allowed = static_cast<double>(allowed_processors().size());
+  return std::max(1, static_cast<int>(std::ceil(std::min(allowed, cgroup_quota()))));
+}
+
+struct ThreadPool::State {
+  int size = 1;
+  bool spin = true;
+  std::vector<std::thread> threads;
+  std::atomic<bool> stop{false};
+
+  Signal start, finish, meeting;
+  alignas(64) std::atomic<int> running{0};
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<int64_t> next{0};
+  const FunctionRef<void(int)>* body = nullptr;
+
+  std::mutex error_mutex;
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
+
+  void keep_error() {
+    const std::lock_guard lock(error_mutex);
+    if (!error) error = std::current_exception();
+    failed.store(true, std::memory_order_relaxed);
+  }
+
+  void work(int worker) {
+    try {
+      (*body)(worker);
+    } catch (...) {
+      keep_error();
+    }
+  }
+
+  void serve(int worker, uint32_t seen) {
+    while (true) {
+      start.wait(seen, spin);
+      ++seen;
+      if (stop.load(std::memory_order_acquire)) return;
+      work(worker);
+      if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) finish.advance();
+    }
+  }
+
+  void run(const FunctionRef<void(int)>& f) {
+    body = &f;
+    error = nullptr;
+    failed.store(false, std::memory_order_relaxed);
+    running.store(size - 1, std::memory_order_release);
+    if (size > 1) start.advance();
+    work(0);
+    for (uint32_t seen = finish.load(); running.load(std::memory_order_acquire) > 0; seen = finish.load()) finish.wait(seen, spin);
+    if (error) std::rethrow_exception(std::exchange(error, nullptr));
+  }
+};
+
+ThreadPool::ThreadPool(int threads, bool pin) : state_(std::make_unique<State>()) {
+  const std::vector<int> processors = allowed_processors();
+  state_->size = threads > 0 ? threads : available_processors();
+  state_->spin = state_->size <= available_processors();
+  for (int worker = 1; worker < state_->size; ++worker) {
+    State& state = *state_;
+    state.threads.emplace_back([&state, worker] { state.serve(worker, 0); });
+    if (pin && state.size <= static_cast<int>(processors.size()))
+      pin_to(state.threads.back().native_handle(), processors[static_cast<size_t>(worker)]);
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  state_->stop.store(true, std::memory_order_release);
+  state_->start.advance();
+  for (std::thread& thread : state_->threads) thread.join();
+}
+
+int ThreadPool::size() const { return state_->size; }
+
+void ThreadPool::run(FunctionRef<void(int worker)> body) { state_->run(body); }
+
+void ThreadPool::parallel_for(int64_t count, FunctionRef<void(int64_t index, int worker)> task) {
+  State& state = *state_;
+  if (count <= 0) return;
+  if (count == 1 || state.size == 1) {
+    for (int64_t i = 0; i < count; ++i) task(i, 0);
+    return;
+  }
+  state.next.store(0, std::memory_order_relaxed);
+  run([&](int worker) {
+    while (!state.failed.load(std::memory_order_relaxed)) {
+      const int64_t i = state.next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= count) return;
+      task(i, worker);
+    }
+  });
+}
+
+void ThreadPool::barrier() {
+  State& state = *state_;
+  if (state.size == 1) return;
+  const uint32_t seen = state.meeting.load();
+  if (state.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == state.size) {
+    state.arrived.store(0, std::memory_order_relaxed);
+    state.meeting.advance();
+  } else {
+    state.meeting.wait(seen, state.spin);
+  }
+}
+
+}  // namespace conclave
