@@ -37,7 +37,7 @@ std::optional<DType> dtype_named(std::string_view name) {
 }
 
 /// Text from the file, safe to print.
-std::string quoted(std::string_view text) {
+std::string shown(std::string_view text) {
   constexpr size_t kLongest = 200;
   return Json(text.substr(0, kLongest)).dump(-1, ' ', true, Json::error_handler_t::replace) + (text.size() > kLongest ? "..." : "");
 }
@@ -63,13 +63,13 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
   }
   bool string(string_t& value) override {
     if (in_metadata_) {
-      if (!header_.metadata.emplace(field_, value).second) refuse(fmt::format("{} occurs twice", quoted(field_)));
+      if (!header_.metadata.emplace(field_, value).second) refuse(fmt::format("{} occurs twice", shown(field_)));
       return true;
     }
-    if (depth_ != 2 || field_ != "dtype") unexpected(quoted(value));
+    if (depth_ != 2 || field_ != "dtype") unexpected(shown(value));
     dtype_ = dtype_named(value);
     if (!dtype_)
-      refuse(fmt::format("dtype is {}, wanted one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL", quoted(value)));
+      refuse(fmt::format("dtype is {}, wanted one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL", shown(value)));
     return true;
   }
   bool binary(binary_t&) override { unexpected("binary data"); }
@@ -108,19 +108,19 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
     field_ = std::move(key);
     if (in_metadata_) return true;
     const bool known = field_ == "dtype" || field_ == "shape" || field_ == "data_offsets";
-    if (!known) refuse(fmt::format("unknown field {}, wanted dtype, shape and data_offsets", quoted(field_)));
+    if (!known) refuse(fmt::format("unknown field {}, wanted dtype, shape and data_offsets", shown(field_)));
     if (field_ == "dtype" ? dtype_.has_value() : field_ == "shape" ? shape_.has_value() : offsets_.has_value())
       refuse(fmt::format("{} occurs twice", field_));
     return true;
   }
   bool parse_error(size_t position, const std::string&, const Json::exception& e) override {
     throw Error(Error::Kind::bad_model, fmt::format("{}: the header is malformed JSON at its byte {}: {}", file_.string(), position,
-                                                    quoted(e.what())));
+                                                    shown(e.what())));
   }
 
  private:
   [[noreturn]] void refuse(const std::string& message) const {
-    const std::string what = name_ == kMetadata ? std::string(kMetadata) : "tensor " + quoted(name_);
+    const std::string what = name_ == kMetadata ? std::string(kMetadata) : "tensor " + shown(name_);
     throw Error(Error::Kind::bad_model, fmt::format("{}: {}: {}", file_.string(), what, message));
   }
   [[noreturn]] void unexpected(const std::string& value) const {
@@ -128,7 +128,7 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
       throw Error(Error::Kind::bad_model, fmt::format("{}: the header is {}, wanted an object of tensors", file_.string(), value));
     if (depth_ == 1) refuse(fmt::format("is {}, wanted an object", value));
     const char* wanted = in_metadata_ ? "text" : field_ == "dtype" ? "the name of a type" : "a list of non-negative integers";
-    refuse(fmt::format("{} is or holds {}, wanted {}", in_metadata_ ? quoted(field_) : field_, value, wanted));
+    refuse(fmt::format("{} is or holds {}, wanted {}", in_metadata_ ? shown(field_) : field_, value, wanted));
   }
 
   void finish_tensor() {
@@ -143,7 +143,7 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
       refuse(fmt::format("data_offsets end at {}, but the file has {} bytes of data; it is truncated, fetch it again", end, data_.size()));
     std::vector<int64_t> factors = *shape_;
     factors.push_back(static_cast<int64_t>(size_of(*dtype_)));
-    const size_t wanted = checked_product(factors, fmt::format("{}: tensor {}: shape x dtype", file_.string(), quoted(name_)));
+    const size_t wanted = checked_product(factors, fmt::format("{}: tensor {}: shape x dtype", file_.string(), shown(name_)));
     if (end - begin != wanted)
       refuse(fmt::format("data_offsets span {} bytes, but dtype and shape need {}", end - begin, wanted));
     TensorRecord record{name_, *dtype_, std::move(*shape_), data_.data() + begin, wanted, file_};
@@ -173,7 +173,7 @@ void check_coverage(const Records& tensors, std::span<const std::byte> data, con
     const auto at = record->data - data.data(), wanted = cursor - data.data();
     if (at != wanted)
       throw Error(Error::Kind::bad_model, fmt::format("{}: tensor {} begins at data byte {}, but the tensor before it ends at {}: {}", file,
-                                                      quoted(record->name), at, wanted, at < wanted ? "they overlap" : "there is a hole"));
+                                                      shown(record->name), at, wanted, at < wanted ? "they overlap" : "there is a hole"));
     cursor += record->bytes;
   }
   if (cursor != data.data() + data.size())

@@ -15,7 +15,7 @@
 namespace conclave {
 namespace {
 
-std::string quoted(std::string_view text) { return nlohmann::json(text).dump(); }
+std::string shown(std::string_view text) { return nlohmann::json(text).dump(); }
 
 /// Header text of the entries, padded with spaces so that the data begins on a multiple of 8.
 std::string header_text(const std::vector<SafetensorsWriter::Entry>& entries, const std::vector<size_t>& ends,
@@ -23,7 +23,7 @@ std::string header_text(const std::vector<SafetensorsWriter::Entry>& entries, co
   std::vector<std::string> members;
   if (!metadata.empty()) members.push_back(fmt::format("\"__metadata__\":{}", nlohmann::json(metadata).dump()));
   for (size_t i = 0; i < entries.size(); ++i)
-    members.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", quoted(entries[i].name),
+    members.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", shown(entries[i].name),
                                   name_of(entries[i].dtype), fmt::join(entries[i].shape, ","), i ? ends[i - 1] : 0, ends[i]));
   std::string text = fmt::format("{{{}}}", fmt::join(members, ","));
   text.append((8 - text.size() % 8) % 8, ' ');
