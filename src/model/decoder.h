@@ -2,6 +2,7 @@
 // The forward pass of every family, read top to bottom: embed, then per layer attention and feed-forward over one residual stream in
 // f32, final norm, head. Owns the step's activation buffers; knows tensors, not requests.
 #include <functional>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -34,8 +35,8 @@ class Decoder {
 
  private:
   struct Activations;
-  void attend(int layer, const GqaWeights& w, const GqaSpec& spec, const KvLayer& kv, const BatchView& batch);
-  void attend(int layer, const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv, const BatchView& batch);
+  void attend(const GqaWeights& w, const GqaSpec& spec, const KvLayer& kv, const BatchView& batch);
+  void attend(const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv, const BatchView& batch);
   void feed(int layer, const SwiGluWeights& w, const DenseSpec& spec, const Tap& tap);
   void feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Tap& tap);
 

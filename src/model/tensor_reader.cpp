@@ -1,0 +1,187 @@
+#include "model/tensor_reader.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "core/float_types.h"
+
+namespace conclave {
+namespace {
+
+bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_model, message); }
+
+std::vector<int64_t> without_ones(const std::vector<int64_t>& shape) {
+  std::vector<int64_t> kept;
+  for (const int64_t n : shape)
+    if (n != 1) kept.push_back(n);
+  return kept;
+}
+
+template <class T>
+T load(const std::byte* p) {
+  T value;
+  std::memcpy(&value, p, sizeof(T));
+  return value;
+}
+
+template <class T>
+void store(std::byte* p, T value) { std::memcpy(p, &value, sizeof(T)); }
+
+void from_f32(std::span<const float> values, DType dtype, std::byte* out, const SourceTensor& tensor) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::f32) store(out + 4 * i, values[i]);
+    else if (dtype == DType::bf16) store(out + 2 * i, f32_to_bf16(values[i]));
+    else {
+      if (std::fabs(values[i]) > 65504.0f && !std::isinf(values[i]))
+        refuse(fmt::format("{}: {} holds {}, which F16 cannot represent (limit 65504); use --dtype bf16 or f32", tensor.origin,
+                           tensor.name, values[i]));
+      store(out + 2 * i, f32_to_f16(values[i]));
+    }
+  }
+}
+
+}  // namespace
+
+WeightFormat weight_format(DType floating) {
+  switch (floating) {
+    case DType::f32: return WeightFormat::f32;
+    case DType::f16: return WeightFormat::f16;
+    case DType::bf16: return WeightFormat::bf16;
+    default: throw Error(Error::Kind::internal, fmt::format("{} is not a floating weight type", name_of(floating)));
+  }
+}
+
+void to_f32(const std::byte* data, DType dtype, std::span<float> out) {
+  for (size_t i = 0; i < out.size(); ++i)
+    out[i] = dtype == DType::f32   ? load<float>(data + 4 * i)
+             : dtype == DType::f16 ? f16_to_f32(load<uint16_t>(data + 2 * i))
+                                   : bf16_to_f32(load<uint16_t>(data + 2 * i));
+}
+
+StoredMatrix dequantised(const StoredMatrix& matrix) {
+  const HostMatrix& m = matrix.host;
+  StoredMatrix plain;
+  plain.source = matrix.source;
+  plain.values.resize(static_cast<size_t>(m.rows * m.cols) * sizeof(float));
+  for (int64_t r = 0; r < m.rows; ++r)
+    for (int64_t c = 0; c < m.cols; ++c)
+      store(plain.values.data() + static_cast<size_t>(r * m.cols + c) * sizeof(float), dequantise(m, r, c));
+  plain.host = {.rows = m.rows, .cols = m.cols, .row_stride = m.cols, .data = plain.values.data()};
+  return plain;
+}
+
+TensorReader::TensorReader(const ModelSpec& spec, const TensorSource& source, std::optional<DType> arithmetic)
+    : spec_(spec), source_(source), arithmetic_(arithmetic) {
+  if (arithmetic_ && !is_floating(*arithmetic_))
+    throw Error(Error::Kind::bad_input, fmt::format("arithmetic type {} is not one of F32, F16, BF16", name_of(*arithmetic_)));
+  for_each_tensor(spec, [&](const TensorInfo& info) { shapes_.emplace(info.name, info.shape); });
+}
+
+const std::vector<int64_t>& TensorReader::shape(const std::string& name) const {
+  const auto found = shapes_.find(name);
+  if (found == shapes_.end()) throw Error(Error::Kind::internal, fmt::format("tensor {} is not in the model's tensor list", name));
+  return found->second;
+}
+
+SourceTensor TensorReader::fetch(const std::string& name) const {
+  auto tensor = source_.find(name);
+  if (!tensor) refuse(fmt::format("tensor {} is missing; the model needs it with shape [{}]", name, fmt::join(shape(name), ", ")));
+  return std::move(*tensor);
+}
+
+std::string TensorReader::scale_name(const std::string& name, WeightFormat format) const {
+  return name + (format == WeightFormat::f8e4m3 ? "_scale_inv" : "_scale");
+}
+
+TensorReader::Held TensorReader::held(const std::string& name, MatrixRole role) const {
+  const auto dtype = source_.dtype(name);
+  if (!dtype) fetch(name);  // throws with the shape that is wanted
+  if (is_floating(*dtype)) {
+    const DType kept = role == MatrixRole::router ? *dtype : arithmetic_.value_or(*dtype);
+    return {weight_format(kept), Activations::floating};
+  }
+  const auto where = [&] { return fetch(name).origin; };
+  const bool fp8 = *dtype == DType::f8e4m3, int8 = *dtype == DType::i8;
+  if (role != MatrixRole::linear || (!fp8 && !int8))
+    refuse(fmt::format("{}: {} is {}, wanted BF16, F16 or F32{}", where(), name, name_of(*dtype),
+                       role == MatrixRole::linear ? ", F8_E4M3 or I8 with scales" : ""));
+  const WeightScheme wanted = fp8 ? WeightScheme::fp8_block : WeightScheme::int8_channel;
+  if (spec_.quant.scheme != wanted)
+    refuse(fmt::format("{}: {} is {}, but config.json's quantization_config does not describe {} weights; restore the "
+                       "config.json that belongs to these files", where(), name, name_of(*dtype), fp8 ? "FP8 block-scaled" : "int8"));
+  const WeightFormat format = fp8 ? WeightFormat::f8e4m3 : WeightFormat::int8;
+  const auto scale = source_.dtype(scale_name(name, format));
+  if (!scale)
+    refuse(fmt::format("{}: {} is {} but its scales {} are missing; the folder is incomplete", where(), name, name_of(*dtype),
+                       scale_name(name, format)));
+  if (!is_floating(*scale))
+    refuse(fmt::format("{}: {} is {}, wanted F32 or BF16", where(), scale_name(name, format), name_of(*scale)));
+  return {format, fp8 ? Activations::floating : spec_.quant.activations};
+}
+
+void TensorReader::check_shape(const SourceTensor& tensor, const std::vector<int64_t>& wanted, std::string_view cause) const {
+  if (tensor.shape != wanted)
+    refuse(fmt::format("{}: {} has shape [{}], wanted [{}] {}", tensor.origin, tensor.name, fmt::join(tensor.shape, ", "),
+                       fmt::join(wanted, ", "), cause));
+}
+
+void TensorReader::read_scales(const std::string& name, StoredMatrix& matrix) const {
+  HostMatrix& m = matrix.host;
+  if (m.format != WeightFormat::f8e4m3 && m.format != WeightFormat::int8) return;
+  const bool blocks = m.format == WeightFormat::f8e4m3;
+  const SourceTensor scale = fetch(scale_name(name, m.format));
+  m.block_rows = blocks ? kFp8Block : 1;
+  m.block_cols = blocks ? kFp8Block : m.cols;
+  const int64_t grid_rows = (m.rows + m.block_rows - 1) / m.block_rows;
+  m.scale_stride = (m.cols + m.block_cols - 1) / m.block_cols;
+  const bool flat = !blocks && scale.shape == std::vector<int64_t>{m.rows};
+  if (!flat)
+    check_shape(scale, {grid_rows, m.scale_stride}, blocks ? "(one scale per 128 x 128 block)" : "(one scale per output row)");
+  matrix.scales.resize(static_cast<size_t>(grid_rows * m.scale_stride));
+  to_f32(scale.data, scale.dtype, matrix.scales);
+  m.scales = matrix.scales.data();
+  source_.release(scale);
+}
+
+StoredMatrix TensorReader::matrix(const std::string& name, MatrixRole role) const {
+  const Held as = held(name, role);
+  StoredMatrix out;
+  out.source = fetch(name);
+  const SourceTensor& tensor = out.source;
+  check_shape(tensor, shape(name), "as config.json implies; use the config.json that belongs to these files");
+  out.host = {.format = as.format, .activations = as.activations, .rows = tensor.shape[0], .cols = tensor.shape[1],
+              .row_stride = tensor.shape[1], .data = tensor.data};
+  const bool convert = is_floating(tensor.dtype) && weight_format(tensor.dtype) != as.format;
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % element_bytes(as.format) == 0;
+  if (convert) {
+    std::vector<float> values(static_cast<size_t>(out.host.rows * out.host.cols));
+    to_f32(tensor.data, tensor.dtype, values);
+    out.values.resize(values.size() * element_bytes(as.format));
+    from_f32(values, *arithmetic_, out.values.data(), tensor);
+  } else if (!aligned) {  // the header of a file may leave its data at any address
+    out.values.resize(static_cast<size_t>(out.host.rows * out.host.cols) * element_bytes(as.format));
+    std::memcpy(out.values.data(), tensor.data, out.values.size());
+  }
+  if (!out.values.empty()) out.host.data = out.values.data();
+  read_scales(name, out);
+  return out;
+}
+
+void TensorReader::vector(const std::string& name, std::span<float> out) const {
+  const SourceTensor tensor = fetch(name);
+  const std::vector<int64_t>& wanted = shape(name);
+  if (without_ones(tensor.shape) != without_ones(wanted) || checked_product(tensor.shape, name) != out.size())
+    check_shape(tensor, wanted, "as config.json implies; use the config.json that belongs to these files");
+  if (!is_floating(tensor.dtype))
+    refuse(fmt::format("{}: {} is {}, wanted F32, BF16 or F16", tensor.origin, tensor.name, name_of(tensor.dtype)));
+  to_f32(tensor.data, tensor.dtype, out);
+  source_.release(tensor);
+}
+
+}  // namespace conclave

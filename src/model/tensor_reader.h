@@ -1,0 +1,63 @@
+#pragma once
+// One tensor at a time from a source towards a backend's packing code: shape and type checked against the model, scales as f32, floating
+// values rounded to the arithmetic type where one is asked for. Thread-safe; what it returns owns or borrows a single tensor.
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/spec.h"
+#include "model/tensor_source.h"
+#include "quant/formats.h"
+
+namespace conclave {
+
+/// What a matrix is for: a linear may be quantised; a table (embedding, head) is floating; a router is floating and keeps its type.
+enum class MatrixRole : uint8_t { linear, table, router };
+
+struct StoredMatrix {
+  SourceTensor source;
+  std::vector<std::byte> values;  ///< converted values; empty when `host` reads the source directly
+  std::vector<float> scales;
+  HostMatrix host;
+};
+
+class TensorReader {
+ public:
+  TensorReader(const ModelSpec& spec, const TensorSource& source, std::optional<DType> arithmetic);
+
+  struct Held {
+    WeightFormat format;
+    Activations activations;
+  };
+  /// How matrix() will give a tensor, from its stored type alone. Throws bad_model: missing tensor, a type that the model's quantisation
+  /// does not explain, FP8 or int8 without scales.
+  Held held(const std::string& name, MatrixRole role) const;
+  /// Shape that the model implies; throws internal for a name that for_each_tensor does not list.
+  const std::vector<int64_t>& shape(const std::string& name) const;
+  /// The matrix; throws bad_model as held() does, and for a wrong shape or a value that does not fit f16.
+  StoredMatrix matrix(const std::string& name, MatrixRole role) const;
+  /// A floating tensor of out.size() elements as f32.
+  void vector(const std::string& name, std::span<float> out) const;
+  void release(const StoredMatrix& matrix) const { source_.release(matrix.source); }
+
+ private:
+  SourceTensor fetch(const std::string& name) const;
+  void check_shape(const SourceTensor& tensor, const std::vector<int64_t>& wanted, std::string_view cause) const;
+  std::string scale_name(const std::string& name, WeightFormat format) const;
+  void read_scales(const std::string& name, StoredMatrix& matrix) const;
+
+  const ModelSpec& spec_;
+  const TensorSource& source_;
+  std::optional<DType> arithmetic_;
+  std::map<std::string, std::vector<int64_t>> shapes_;
+};
+
+WeightFormat weight_format(DType floating);
+/// n floating values (f32, f16, bf16) at `data` as f32.
+void to_f32(const std::byte* data, DType dtype, std::span<float> out);
+/// Every element dequantised to f32.
+StoredMatrix dequantised(const StoredMatrix& matrix);
+
+}  // namespace conclave

@@ -1,0 +1,283 @@
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <map>
+
+#include "core/error.h"
+#include "core/float_types.h"
+#include "support/edited_source.h"
+#include "support/golden.h"
+
+namespace conclave {
+namespace {
+
+using namespace testing_support;
+
+EngineOptions small_options() {
+  EngineOptions o;
+  o.threads = 2;
+  o.precision = Precision::exact;
+  o.block_size = 16;
+  o.max_sequences = 4;
+  o.max_context = 96;
+  o.max_step_tokens = 32;
+  return o;
+}
+
+Request request(std::vector<int32_t> prompt, int max_new, uint64_t session = 0) {
+  Request r;
+  r.prompt = std::move(prompt);
+  r.max_new_tokens = max_new;
+  r.session = session;
+  return r;
+}
+
+struct Outcome {
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::none;
+  std::string error;
+};
+
+std::map<RequestId, Outcome> run_all(Engine& engine) {
+  std::map<RequestId, Outcome> outcomes;
+  for (int guard = 0; !engine.idle() && guard < 10000; ++guard)
+    for (const Delta& d : engine.step()) {
+      Outcome& o = outcomes[d.id];
+      o.tokens.insert(o.tokens.end(), d.tokens.begin(), d.tokens.end());
+      if (d.finish != FinishReason::none) o.finish = d.finish, o.error = d.error;
+    }
+  EXPECT_TRUE(engine.idle());
+  return outcomes;
+}
+
+std::vector<int32_t> tokens_of(Engine& engine, Request r) {
+  const RequestId id = engine.submit(std::move(r));
+  return run_all(engine).at(id).tokens;
+}
+
+class EngineTest : public testing::Test {
+ protected:
+  EngineTest() : golden_("mixtral-gqa"), model_(golden_.folder) {}
+  Engine make(const EngineOptions& o = small_options()) const { return Engine(model_.spec, *model_.source, o); }
+
+  Golden golden_;
+  OpenModel model_;
+};
+
+TEST_F(EngineTest, BatchedRequestsGetTheReferenceTokens) {
+  Engine engine = make();
+  std::map<RequestId, std::string> names;
+  for (const char* name : {"long", "mid", "one", "mid", "long"}) names[engine.submit(request(golden_.prompt(name), 12))] = name;
+  const auto outcomes = run_all(engine);
+  for (const auto& [id, name] : names) {
+    EXPECT_EQ(outcomes.at(id).tokens, golden_.greedy_tokens(name)) << name;
+    EXPECT_EQ(outcomes.at(id).finish, FinishReason::length);
+  }
+  EXPECT_GT(engine.steps(), 0);
+}
+
+TEST_F(EngineTest, StopsAtEosWithoutEmittingIt) {
+  Engine engine = make();
+  const auto tokens = golden_.greedy_tokens("mid");
+  Request r = request(golden_.prompt("mid"), 12);
+  r.eos_ids = {tokens[3]};
+  const RequestId id = engine.submit(std::move(r));
+  const auto outcome = run_all(engine).at(id);
+  EXPECT_EQ(outcome.finish, FinishReason::stop);
+  EXPECT_EQ(outcome.tokens, (std::vector<int32_t>{tokens.begin(), tokens.begin() + 3}));
+  const RequestStats stats = engine.stats(id);
+  EXPECT_EQ(stats.prompt_tokens, 7);
+  EXPECT_EQ(stats.new_tokens, 3);
+  EXPECT_EQ(stats.cached_tokens, 0);
+  EXPECT_GT(stats.prefill_ms, 0);
+  EXPECT_THROW(engine.stats(id), Error) << "figures are handed out once";
+}
+
+TEST_F(EngineTest, AnswersEndWhereTheContextEnds) {
+  EngineOptions o = small_options();
+  o.max_context = 10;
+  Engine engine = make(o);
+  const RequestId id = engine.submit(request(golden_.prompt("mid"), 50));
+  const auto outcome = run_all(engine).at(id);
+  EXPECT_EQ(outcome.finish, FinishReason::length);
+  EXPECT_EQ(outcome.tokens.size(), 3u);
+}
+
+TEST_F(EngineTest, CancelEndsARequestInAnyPhaseAndTheOthersGoOn) {
+  EngineOptions o = small_options();
+  o.max_sequences = 2;
+  o.max_step_tokens = 8;
+  Engine engine = make(o);
+  const RequestId kept = engine.submit(request(golden_.prompt("mid"), 12));
+  const RequestId prefilling = engine.submit(request(golden_.prompt("long"), 12));
+  const RequestId waiting = engine.submit(request(golden_.prompt("one"), 12));
+  std::vector<Delta> first = engine.step();
+  engine.cancel(prefilling);
+  engine.cancel(waiting);
+  engine.cancel(12345);
+  auto outcomes = run_all(engine);
+  EXPECT_EQ(outcomes.at(prefilling).finish, FinishReason::cancelled);
+  EXPECT_EQ(outcomes.at(waiting).finish, FinishReason::cancelled);
+  std::vector<int32_t> tokens;
+  for (const Delta& d : first)
+    if (d.id == kept) tokens = d.tokens;
+  tokens.insert(tokens.end(), outcomes.at(kept).tokens.begin(), outcomes.at(kept).tokens.end());
+  EXPECT_EQ(tokens, golden_.greedy_tokens("mid"));
+}
+
+TEST_F(EngineTest, ASampledTextDependsOnItsSeedAndNotOnItsNeighbours) {
+  Engine engine = make();
+  Request r = request(golden_.prompt("mid"), 12);
+  r.sampling = {.temperature = 1.0f, .top_p = 0.95f, .seed = 42};
+  const auto alone = tokens_of(engine, r);
+  Request other = request(golden_.prompt("long"), 12);
+  other.sampling = {.temperature = 1.3f, .seed = 7};
+  engine.submit(other);
+  const RequestId id = engine.submit(r);
+  engine.submit(other);
+  EXPECT_EQ(run_all(engine).at(id).tokens, alone);
+  r.sampling.seed = 43;
+  EXPECT_NE(tokens_of(engine, r), alone);
+}
+
+TEST_F(EngineTest, DamagedValuesEndTheirRequestOnly) {
+  EditedSource source(*model_.source);
+  const int32_t poisoned = 200;
+  source.edit(model_.spec.names.embed);
+  uint16_t* row = source.data<uint16_t>(model_.spec.names.embed) + poisoned * model_.spec.hidden_size;
+  row[3] = f32_to_bf16(std::numeric_limits<float>::quiet_NaN());
+  Engine engine(model_.spec, source, small_options());
+  const RequestId bad = engine.submit(request({poisoned, 5}, 4));
+  const auto mid = golden_.prompt("mid");
+  ASSERT_EQ(std::count(mid.begin(), mid.end(), poisoned), 0);
+  const RequestId good = engine.submit(request(mid, 12));
+  const auto outcomes = run_all(engine);
+  EXPECT_EQ(outcomes.at(bad).finish, FinishReason::error);
+  EXPECT_NE(outcomes.at(bad).error.find("NaN"), std::string::npos);
+  EXPECT_EQ(outcomes.at(good).tokens, golden_.greedy_tokens("mid"));
+}
+
+TEST_F(EngineTest, BadRequestsAreRefusedWithTheNumbers) {
+  Engine engine = make();
+  const auto message = [&](Request r) -> std::string {
+    try {
+      engine.submit(std::move(r));
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind, Error::Kind::bad_input);
+      return e.what();
+    }
+    return "accepted";
+  };
+  EXPECT_NE(message(request({}, 1)).find("empty"), std::string::npos);
+  const std::string too_long = message(request(std::vector<int32_t>(96, 1), 1));
+  EXPECT_NE(too_long.find("96 tokens"), std::string::npos) << too_long;
+  EXPECT_NE(message(request({512}, 1)).find("token 0 is 512, wanted 0 to 511"), std::string::npos);
+  EXPECT_NE(message(request({-1}, 1)).find("is -1"), std::string::npos);
+  EXPECT_NE(message(request({1}, 0)).find("max_new_tokens is 0"), std::string::npos);
+  Request r = request({1}, 1);
+  r.sampling.top_p = 2;
+  EXPECT_NE(message(r).find("top_p"), std::string::npos);
+  EXPECT_TRUE(engine.idle());
+}
+
+TEST_F(EngineTest, BadOptionsAreRefusedByName) {
+  const auto message = [&](auto change) -> std::string {
+    EngineOptions o = small_options();
+    change(o);
+    try {
+      make(o);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind, Error::Kind::bad_input);
+      return e.what();
+    }
+    return "accepted";
+  };
+  EXPECT_NE(message([](EngineOptions& o) { o.block_size = 577; }).find("block_size is 577, wanted 1 to 576"), std::string::npos);
+  EXPECT_NE(message([](EngineOptions& o) { o.max_context = 40000; }).find("max_context is 40000, wanted 2 to 32768"), std::string::npos);
+  EXPECT_NE(message([](EngineOptions& o) { o.kv_dtype = DType::i8; }).find("kv_dtype is I8"), std::string::npos);
+  EXPECT_NE(message([](EngineOptions& o) { o.backend = "abacus"; }).find("abacus"), std::string::npos);
+}
+
+TEST_F(EngineTest, MemoryIsComparedBeforeAnythingIsLoaded) {
+  EngineOptions o = small_options();
+  o.reserve_bytes = size_t{1} << 60;
+  bool loaded = false;
+  try {
+    Engine(model_.spec, *model_.source, o, [&](size_t, size_t) { loaded = true; });
+    FAIL() << "2^60 bytes cannot be free";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind, Error::Kind::out_of_memory);
+    EXPECT_NE(std::string(e.what()).find("needed"), std::string::npos);
+    EXPECT_NE(std::string(e.what()).find("available"), std::string::npos);
+  }
+  EXPECT_FALSE(loaded);
+}
+
+TEST_F(EngineTest, TheMemoryPlanIsWhatTheEngineTakes) {
+  const MemoryPlan plan = Engine::plan_memory(model_.spec, *model_.source, small_options());
+  Engine engine = make();
+  EXPECT_EQ(plan.total(), engine.memory().total());
+  // 3 layers x 4 sequences x 96 positions x (k and v) x 2 kv heads x 16 x f32
+  EXPECT_EQ(plan.kv_cache, 3u * 4 * 96 * 2 * 2 * 16 * 4);
+  EngineOptions fast = small_options();
+  fast.precision = Precision::fast;
+  EXPECT_EQ(Engine::plan_memory(model_.spec, *model_.source, fast).kv_cache, plan.kv_cache / 2) << "bf16 as the model";
+}
+
+TEST_F(EngineTest, ContiguousCacheGivesTheSameTokens) {
+  EngineOptions o = small_options();
+  o.kv_mode = KvMode::contiguous;
+  Engine engine = make(o);
+  EXPECT_EQ(engine.options().block_size, o.max_context);
+  EXPECT_EQ(tokens_of(engine, request(golden_.prompt("long"), 12)), golden_.greedy_tokens("long"));
+}
+
+TEST_F(EngineTest, TraceRefusesToDisturbRunningRequests) {
+  Engine engine = make();
+  engine.submit(request({1, 2}, 3));
+  EXPECT_THROW(engine.trace(std::vector<int32_t>{1}, 1), Error);
+}
+
+class ChatSession : public testing::TestWithParam<std::string> {};
+
+/// Three turns in one session give the tokens of three computations from scratch, and reuse what was cached.
+TEST_P(ChatSession, ContinuingGivesTheTokensOfRecomputation) {
+  const Golden golden(GetParam());
+  const OpenModel model(golden.folder);
+  Engine chat(model.spec, *model.source, small_options()), fresh(model.spec, *model.source, small_options());
+  std::vector<int32_t> conversation = golden.prompt("mid");
+  const auto more = golden.prompt("long");
+  for (int turn = 0; turn < 3; ++turn) {
+    const RequestId id = chat.submit(request(conversation, 8, 11));
+    const auto answer = run_all(chat).at(id).tokens;
+    EXPECT_EQ(answer, tokens_of(fresh, request(conversation, 8))) << "turn " << turn;
+    const RequestStats stats = chat.stats(id);
+    // All but the last answer token, which was never computed, and the five new ones.
+    EXPECT_EQ(stats.cached_tokens, turn > 0 ? stats.prompt_tokens - 6 : 0);
+    conversation.insert(conversation.end(), answer.begin(), answer.end());
+    conversation.insert(conversation.end(), more.begin() + 5 * turn, more.begin() + 5 * turn + 5);
+  }
+  chat.end_session(11);
+}
+
+TEST_P(ChatSession, ARegeneratedAnswerContinuesFromTheCommonPrefix) {
+  const Golden golden(GetParam());
+  const OpenModel model(golden.folder);
+  Engine chat(model.spec, *model.source, small_options());
+  const RequestId first = chat.submit(request(golden.prompt("long"), 12, 3));
+  EXPECT_EQ(run_all(chat).at(first).tokens, golden.greedy_tokens("long"));
+  const RequestId again = chat.submit(request(golden.prompt("long"), 12, 3));
+  EXPECT_EQ(run_all(chat).at(again).tokens, golden.greedy_tokens("long"));
+  EXPECT_EQ(chat.stats(again).cached_tokens, 47);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ChatSession, testing::ValuesIn(golden_cases()), [](const auto& info) {
+  std::string text = info.param;
+  std::replace(text.begin(), text.end(), '-', '_');
+  return text;
+});
+
+}  // namespace
+}  // namespace conclave
