@@ -53,8 +53,11 @@ struct ModelSpec {
   std::vector<int32_t> eos_ids;  ///< from config.json; generation_config.json may add
   std::optional<int32_t> bos_id;
   Names names;
-  /// Tensors that exist in published files and are not needed (MTP layers, rotary_emb.inv_freq, a head that is tied).
-  std::vector<std::string> ignored_patterns;  ///< ECMAScript regular expressions over the whole name
+  bool f32_router = false;    ///< the router is published as F32 whatever the model's dtype (ERNIE)
+  bool bias_as_row = false;   ///< the choice bias is published as [1, E] (ERNIE)
+  /// Tensors that exist in published files and are not needed (MTP layers, rotary_emb.inv_freq, a head that is tied). Patterns over
+  /// the whole name: '*' stands for any text, "<61>" for a decimal number of at least 61.
+  std::vector<std::string> ignored_patterns;
 
   int num_layers() const { return static_cast<int>(layers.size()); }
 };
@@ -78,8 +81,12 @@ struct TensorInfo {
 /// Calls `visit` for every tensor of the model in file order (embedding, layers, norm, head).
 void for_each_tensor(const ModelSpec& spec, const std::function<void(const TensorInfo&)>& visit);
 
+/// True when the spec lists a pattern that the name matches.
+bool is_ignored(const ModelSpec& spec, std::string_view name);
+
 struct ParameterCounts { int64_t total = 0, active = 0, touched_per_token = 0; };
-/// active: used by one token incl. embedding row and head; touched: weights read per generated token (embedding is one row).
+/// active: everything but the experts that a token does not choose, as models are advertised (embedding table and head included).
+/// touched: weights read per generated token, which leaves out the table unless it is the head too.
 ParameterCounts count_parameters(const ModelSpec& spec);
 
 /// Cache bytes per token over all layers for a cache dtype.
