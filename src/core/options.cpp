@@ -312,7 +312,7 @@ void OptionTable::read_variables(const OptionSources& sources) {
   for (const auto& option : options_) {
     for (const Option::Alias& alias : option->aliases_) {
       const std::string* raw = value_of(alias.variable);
-      const auto value = !raw ? std::nullopt : alias.translate ? alias.translate(*raw) : std::optional<std::string>(*raw);
+      const auto value = !raw ? std::nullopt : alias.translate ? alias.translate(*raw, sources.variables) : std::optional<std::string>(*raw);
       if (value) option->assign({*value}, Origin::alias, alias.variable);
     }
     if (const std::string* value = value_of(option->variable())) option->assign({*value}, Origin::variable, option->variable());

@@ -24,8 +24,9 @@ using OptionField = std::variant<bool*, int*, int64_t*, uint64_t*, float*, std::
 
 class Option {
  public:
-  /// Text of an alias variable -> text of the option, or nothing when that text changes nothing.
-  using Translate = std::function<std::optional<std::string>(const std::string&)>;
+  using Variables = std::map<std::string, std::string>;
+  /// Text of an alias variable (and the whole environment) -> text of the option, or nothing when that text changes nothing.
+  using Translate = std::function<std::optional<std::string>(const std::string& value, const Variables& all)>;
 
   Option& placeholder(std::string text) { placeholder_ = std::move(text); return *this; }
   /// Allowed numbers, both ends included.
@@ -67,7 +68,7 @@ class Option {
 /// Everything that options can come from besides the model.
 struct OptionSources {
   std::vector<std::string> arguments = {};              ///< after the command's name
-  std::map<std::string, std::string> variables = {};    ///< the environment
+  Option::Variables variables = {};                     ///< the environment
   std::vector<std::string> commands = {};               ///< names of tables that a configuration file may hold
   std::vector<std::string> other_options = {};          ///< names of other commands' options: allowed at the top of a file, ignored here
 };

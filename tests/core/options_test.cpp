@@ -32,7 +32,7 @@ OptionTable table_for(Fields& f) {
   t.add("max-output-length", &f.length, "new tokens").placeholder("N").range(1, 1000).also("max-new-tokens").reference("OLD_LENGTH");
   t.add("temperature", &f.temperature, "randomness").placeholder("X").range(0, 10);
   t.add("seed", &f.seed, "of the sampler").placeholder("N");
-  t.add("kv", &f.kv, "cache layout").choices({"paged", "contiguous"}).reference("OLD_KV", [](const std::string& v) -> std::optional<std::string> {
+  t.add("kv", &f.kv, "cache layout").choices({"paged", "contiguous"}).reference("OLD_KV", [](const std::string& v, const auto&) -> std::optional<std::string> {
     if (v == "1") return "contiguous";
     return std::nullopt;
   });
