@@ -1,6 +1,6 @@
 #pragma once
 // Incremental text of one sequence: never emits half a UTF-8 character, never leaks a stop string or a beginning of one.
-// Pure state machine; owns nothing but its held-back bytes.
+// Pure state machine; owns nothing but its held-back bytes. The concatenation of all pushes and finish equals Tokenizer::decode.
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -24,12 +24,14 @@ class StreamDecoder {
 
  private:
   std::string release(bool end);
+  size_t stop_prefix() const;
   const Tokenizer& tokenizer_;
   std::vector<std::string> stop_strings_;
   bool skip_special_;
   bool at_start_ = true;
   bool stopped_ = false;
-  std::string held_;
+  std::string pending_;  ///< bytes of a character that is not complete yet
+  std::string held_;     ///< text that may be the beginning of a stop string
 };
 
 }  // namespace conclave

@@ -48,6 +48,10 @@ class Tokenizer {
   /// Negative ids are refused (bad_input).
   virtual std::string decode(std::span<const int32_t> ids, bool skip_special) const = 0;
 
+  /// Appends the raw bytes of the next id of a sequence; `at_start` is the state of the decoding, true before the first id
+  /// (a dummy prefix is dropped there). What decode and StreamDecoder are made of. Negative ids are refused (bad_input).
+  virtual void append_bytes(int32_t id, bool skip_special, bool& at_start, std::string& out) const = 0;
+
   /// Raw bytes that one id adds to a text when it is not the first one; may be part of a UTF-8 character.
   /// Special tokens give their literal text. Empty for ids without text.
   virtual std::string token_bytes(int32_t id) const = 0;
