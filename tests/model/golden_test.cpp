@@ -1,0 +1,139 @@
+// Every golden checkpoint through every backend and instruction set, held to the reference outputs of an independent implementation.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "backend/backend.h"
+#include "engine/engine.h"
+#include "support/golden.h"
+
+namespace conclave {
+namespace {
+
+using namespace testing_support;
+
+struct Machine {
+  std::string backend, isa;
+};
+
+std::vector<Machine> machines() {
+  std::vector<Machine> all{{"reference", ""}};
+  for (const std::string& isa : available_isas()) all.push_back({"cpu", isa});
+  return all;
+}
+
+using Param = std::tuple<std::string, Machine>;
+
+std::string name_of_param(const testing::TestParamInfo<Param>& info) {
+  const auto& [name, machine] = info.param;
+  std::string text = name + "_" + (machine.isa.empty() ? machine.backend : machine.isa);
+  std::replace_if(text.begin(), text.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return text;
+}
+
+class GoldenModel : public testing::TestWithParam<Param> {
+ protected:
+  GoldenModel() : golden_(std::get<0>(GetParam())), model_(golden_.folder) {}
+
+  Engine make_engine() const {
+    const Machine& machine = std::get<1>(GetParam());
+    EngineOptions o;
+    o.backend = machine.backend;
+    o.isa = machine.isa;
+    o.threads = 2;
+    o.precision = Precision::exact;
+    o.block_size = 16;
+    o.max_context = 64;
+    o.max_step_tokens = 64;
+    return Engine(model_.spec, *model_.source, o);
+  }
+
+  /// Notes an error and checks it against the case's tolerance.
+  void compare(const std::string& what, const std::vector<float>& got, const std::vector<float>& want) {
+    const double error = relative_error(got, want);
+    worst_ = std::max(worst_, error);
+    EXPECT_LE(error, golden_.tolerance()) << what << ": breaking the rule \"" << golden_.nearest_rule(error) << "\" moves the logits by a similar amount";
+  }
+
+  void check_taps(const TapCollector& taps) {
+    for (const auto& [name, record] : golden_.file.tensors()) {
+      const bool layer = name.starts_with("mid.layer.");
+      if (!layer && name != "mid.final_norm") continue;
+      const std::string tap = name.substr(4);
+      if (record.dtype == DType::i32) {
+        ASSERT_TRUE(taps.integers.contains(tap)) << tap;
+        EXPECT_EQ(taps.integers.at(tap), golden_.values<int32_t>(name)) << tap;
+      } else {
+        ASSERT_TRUE(taps.floats.contains(tap)) << tap;
+        compare(tap, taps.floats.at(tap), golden_.values<float>(name));
+      }
+    }
+  }
+
+  std::vector<float> rows_at(const std::vector<float>& logits, const nlohmann::ordered_json& positions) const {
+    std::vector<float> rows;
+    const auto vocab = static_cast<std::ptrdiff_t>(model_.spec.vocab_size);
+    for (const auto& p : positions) {
+      const auto first = logits.begin() + p.get<std::ptrdiff_t>() * vocab;
+      rows.insert(rows.end(), first, first + vocab);
+    }
+    return rows;
+  }
+
+  Golden golden_;
+  OpenModel model_;
+  double worst_ = 0;
+};
+
+TEST_P(GoldenModel, LogitsTokensExpertsAndTapsMatch) {
+  Engine engine = make_engine();
+  ASSERT_EQ(golden_.info["prompts"].size(), 3u);
+  for (const auto& [name, info] : golden_.info["prompts"].items()) {
+    SCOPED_TRACE(name);
+    const auto tokens = golden_.greedy_tokens(name);
+    TapCollector taps;
+    const Engine::Trace trace = engine.trace(golden_.prompt(name), static_cast<int>(tokens.size()), name == "mid" ? taps.tap() : Tap{});
+    EXPECT_EQ(trace.greedy_tokens, tokens);
+    compare("logits", rows_at(trace.logits, info["logits_positions"]), golden_.values<float>(name + ".logits"));
+    compare("greedy logits", trace.greedy_logits, golden_.values<float>(name + ".greedy.logits"));
+    if (name == "mid") check_taps(taps);
+  }
+  std::printf("worst relative error %.1e (tolerance %.0e)\n", worst_, golden_.tolerance());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::Combine(testing::ValuesIn(golden_cases()), testing::ValuesIn(machines())), name_of_param);
+
+class W8a8Linear : public testing::TestWithParam<Machine> {};
+
+TEST_P(W8a8Linear, QuantisesRowsAndSumsExactly) {
+  const Golden golden("mixtral-w8a8");
+  const OpenModel model(golden.folder);
+  ThreadPool pool(2, false);
+  const auto backend = GetParam().backend == "cpu" ? make_cpu(pool, GetParam().isa) : make_reference();
+  const Weights weights = load_weights(model.spec, *model.source, *backend, pool);
+  const Weight& q_proj = std::get<GqaWeights>(weights.layers[0].attention).q;
+
+  auto x = golden.values<float>("w8a8.x");
+  const auto q = golden.values<int8_t>("w8a8.q");
+  const auto scales = golden.values<float>("w8a8.scale");
+  const auto width = static_cast<size_t>(q_proj.cols), rows = x.size() / width;
+  ASSERT_EQ(q.size(), x.size());
+  ASSERT_EQ(scales.size(), rows);
+  for (size_t r = 0; r < rows; ++r) {
+    std::vector<int8_t> row(width);
+    const float scale = quantise_row_int8(&x[r * width], q_proj.cols, row.data());
+    EXPECT_NEAR(scale, scales[r], 1e-6 * scales[r]);
+    EXPECT_TRUE(std::equal(row.begin(), row.end(), q.begin() + static_cast<std::ptrdiff_t>(r * width))) << "row " << r;
+  }
+  std::vector<float> y(rows * static_cast<size_t>(q_proj.rows));
+  backend->reserve(step_limits(model.spec, static_cast<int>(rows), 1, 64));
+  backend->linear(view(y.data(), {static_cast<int64_t>(rows), q_proj.rows}), view(x.data(), {static_cast<int64_t>(rows), q_proj.cols}), q_proj);
+  EXPECT_LE(relative_error(y, golden.values<float>("w8a8.y")), 1e-6);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, W8a8Linear, testing::ValuesIn(machines()), [](const auto& info) {
+  return info.param.isa.empty() ? info.param.backend : info.param.backend + "_" + info.param.isa;
+});
+
+}  // namespace
+}  // namespace conclave
