@@ -48,11 +48,13 @@ class GoldenModel : public testing::TestWithParam<Param> {
     return Engine(model_.spec, *model_.source, o);
   }
 
-  /// Notes an error and checks it against the case's tolerance.
+  /// Notes an error and checks it against the case's tolerance. The `sensitivity` table is about the logits of `long`.
   void compare(const std::string& what, const std::vector<float>& got, const std::vector<float>& want) {
     const double error = relative_error(got, want);
     worst_ = std::max(worst_, error);
-    EXPECT_LE(error, golden_.tolerance()) << what << ": breaking the rule \"" << golden_.nearest_rule(error) << "\" moves the logits by a similar amount";
+    EXPECT_LE(error, golden_.tolerance()) << what;
+    if (error > golden_.tolerance() && what == "long logits")
+      ADD_FAILURE() << "breaking the rule \"" << golden_.nearest_rule(error) << "\" moves these logits by a similar amount";
   }
 
   void check_taps(const TapCollector& taps) {
@@ -94,8 +96,8 @@ TEST_P(GoldenModel, LogitsTokensExpertsAndTapsMatch) {
     TapCollector taps;
     const Engine::Trace trace = engine.trace(golden_.prompt(name), static_cast<int>(tokens.size()), name == "mid" ? taps.tap() : Tap{});
     EXPECT_EQ(trace.greedy_tokens, tokens);
-    compare("logits", rows_at(trace.logits, info["logits_positions"]), golden_.values<float>(name + ".logits"));
-    compare("greedy logits", trace.greedy_logits, golden_.values<float>(name + ".greedy.logits"));
+    compare(name + " logits", rows_at(trace.logits, info["logits_positions"]), golden_.values<float>(name + ".logits"));
+    compare(name + " greedy logits", trace.greedy_logits, golden_.values<float>(name + ".greedy.logits"));
     if (name == "mid") check_taps(taps);
   }
   std::printf("worst relative error %.1e (tolerance %.0e)\n", worst_, golden_.tolerance());
