@@ -37,6 +37,7 @@ struct Names {
   std::string expert = "experts.{E}.", shared = "shared_experts.";
   std::string gate = "gate_proj.weight", up = "up_proj.weight", down = "down_proj.weight";
   std::string expert_gate = "gate_proj.weight", expert_up = "up_proj.weight", expert_down = "down_proj.weight";
+  std::string experts_key = "n_routed_experts", expert_inner_key = "moe_intermediate_size";  ///< of config.json, for messages
 };
 
 struct ModelSpec {

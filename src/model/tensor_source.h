@@ -42,10 +42,17 @@ class TensorSource {
 /// names. Extra tensors that the spec does not know and does not ignore are refused at construction (bad_model), as are missing ones.
 std::unique_ptr<TensorSource> checkpoint_source(const Checkpoint& checkpoint, const ModelSpec& spec);
 
-/// Format of generated linear weights (router, norms, embedding, head, kv_b stay floating as published quantised checkpoints keep them).
+/// Format of generated linear weights. Router, norms, embedding and head stay floating as published quantised checkpoints keep them, and
+/// with int8 so does kv_b.
 enum class RandomFormat : uint8_t { f32, f16, bf16, fp8, int8 };
 /// Parses "bf16|f16|f32|fp8|int8|w8a8"; throws bad_input listing the choices.
 RandomFormat parse_random_format(std::string_view text);
+
+/// The quantisation that the spec of such a model states: set ModelSpec::quant to it before loading.
+QuantSpec quantisation_of(RandomFormat format);
+/// Whether a tensor is quantised in a generated model of this format, and the type it is stored in.
+bool is_quantised(const TensorInfo& info, RandomFormat format);
+DType stored_dtype(const ModelSpec& spec, const TensorInfo& info, RandomFormat format);
 
 /// Deterministic in (spec, seed, format), independent of threads and call order; scaled so that activations stay finite.
 /// For int8: I8 weights with F32 `_scale`; for fp8: F8_E4M3 with `_scale_inv`.

@@ -31,6 +31,7 @@ ModelSpec parse_ernie45_moe(const ConfigView& config) {
     else layer = DenseSpec{bounded(config, "intermediate_size", {1, kMaxInner})};
   }
   spec.names.router_bias = "moe_statics.e_score_correction_bias";
+  spec.names.experts_key = "moe_num_experts";
   spec.f32_router = spec.bias_as_row = true;
   spec.ignored_patterns.insert(spec.ignored_patterns.end(), {"model.mtp_*", "mtp_*"});
   return spec;

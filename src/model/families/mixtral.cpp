@@ -19,6 +19,8 @@ ModelSpec parse_mixtral(const ConfigView& config) {
   spec.names.expert_gate = "w1.weight";
   spec.names.expert_up = "w3.weight";
   spec.names.expert_down = "w2.weight";
+  spec.names.experts_key = "num_local_experts";
+  spec.names.expert_inner_key = "intermediate_size";
   return spec;
 }
 
