@@ -42,9 +42,12 @@ struct StepLimits {
   int max_sequences = 0;
   int max_context = 0;
   int max_width = 0;      ///< largest input width of a linear
+  int hidden_size = 0;    ///< D; 0: max_width
   int max_inner = 0;      ///< largest SwiGLU width
+  int max_expert_inner = 0;  ///< largest width of a routed expert; 0: max_inner
   int max_experts = 0, max_top_k = 0;
   int max_heads = 0;
+  int max_head_dim = 0;   ///< of GQA; 0: max_width / max_heads
   std::optional<MlaSpec> mla;
 };
 

@@ -1,0 +1,69 @@
+#include "backend/cpu/cpu_info.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "core/error.h"
+
+namespace conclave::cpu {
+
+#if defined(__x86_64__)
+namespace avx512_vnni { extern const KernelTable table; }
+namespace avx512 { extern const KernelTable table; }
+namespace avx2 { extern const KernelTable table; }
+namespace scalar { extern const KernelTable table; }
+#elif defined(__aarch64__)
+namespace neon { extern const KernelTable table; }
+#else
+namespace scalar { extern const KernelTable table; }
+#endif
+
+namespace {
+
+struct Tables {
+  std::array<const KernelTable*, 4> list{};
+  size_t count = 0;
+  void add(const KernelTable& table) { list[count++] = &table; }
+};
+
+Tables detect() {
+  Tables found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && __builtin_cpu_supports("avx512vnni")) found.add(avx512_vnni::table);
+  if (has_avx512) found.add(avx512::table);
+  if (has_avx2) found.add(avx2::table);
+  found.add(scalar::table);
+#elif defined(__aarch64__)
+  found.add(neon::table);
+#else
+  found.add(scalar::table);
+#endif
+  return found;
+}
+
+}  // namespace
+
+std::span<const KernelTable* const> available_tables() {
+  static const Tables tables = detect();
+  return {tables.list.data(), tables.count};
+}
+
+const KernelTable& table_for(std::string_view isa) {
+  const char* variable = std::getenv("CONCLAVE_ISA");
+  const std::string_view wanted = isa.empty() && variable ? variable : isa;
+  std::string names;
+  for (const KernelTable* table : available_tables()) {
+    if (wanted.empty() || wanted == table->isa) return *table;
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", table->isa);
+  }
+  throw Error(Error::Kind::unsupported, fmt::format("instruction set \"{}\"{}: this processor and build offer {}", wanted,
+                                                    isa.empty() ? " (from CONCLAVE_ISA)" : "", names));
+}
+
+}  // namespace conclave::cpu

@@ -1,0 +1,339 @@
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/pack.h"
+
+namespace conclave::cpu {
+namespace {
+
+/// Weight bytes that one task of a linear reads, so that handing out tasks costs nothing and streams stay long.
+constexpr size_t kTaskBytes = size_t{128} << 10;
+
+int64_t round4(int64_t n) { return (n + 3) / 4 * 4; }
+int64_t count_blocks(int64_t rows, int max_rows) { return (rows + max_rows - 1) / max_rows; }
+
+/// Cuts rows [first, first + rows) into the fewest blocks of nearly equal size; returns their number.
+int64_t cut_blocks(RowBlock* out, int64_t first, int64_t rows, int max_rows) {
+  const int64_t count = count_blocks(rows, max_rows);
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t begin = rows * b / count, end = rows * (b + 1) / count;
+    out[b] = {nullptr, nullptr, static_cast<int32_t>(first + begin), static_cast<int32_t>(end - begin)};
+  }
+  return count;
+}
+
+/// Makes block.x from f32 rows: a single row is used where it is, several are interleaved at `dst` [depth][rows].
+void pack_block_f32(const KernelTable& k, RowBlock& block, const float* const* rows, int64_t depth, float* dst) {
+  block.x = block.rows == 1 ? rows[0] : dst;
+  if (block.rows > 1) k.pack_f32(dst, rows, block.rows, depth);
+}
+
+/// The tile of one panel, `cols` of its 32 columns, to out [rows][stride].
+void tile_to(const KernelTable& k, TileKind kind, TileArgs args, float* out, int64_t stride, int64_t cols) {
+  if (cols == kPanel) {
+    args.out = out;
+    args.out_stride = stride;
+    return k.tile[static_cast<int>(kind)](args);
+  }
+  alignas(64) float edge[kMaxTileRows * kPanel];
+  args.out = edge;
+  args.out_stride = kPanel;
+  k.tile[static_cast<int>(kind)](args);
+  for (int r = 0; r < args.rows; ++r) std::memcpy(out + r * stride, edge + r * kPanel, static_cast<size_t>(cols) * sizeof(float));
+}
+
+TileArgs tile_args(const RowBlock& block, const std::byte* panel, int64_t depth) {
+  return {.panel = panel, .x = block.x, .x_scale = block.scale, .depth = depth, .rows = block.rows};
+}
+
+}  // namespace
+
+// ---- linear
+
+struct CpuBackend::LinearScratch {
+  RowBlock *float_blocks, *int8_blocks;
+  float* x;                      // packed f32 rows
+  std::byte* xq;                 // packed int8 rows
+  float* scale;                  // [rows]
+  int8_t* q;                     // [workers][kMaxTileRows][depth4]
+
+  LinearScratch(Scratch& s, const KernelTable& k, int64_t rows, int64_t depth, int workers)
+      : float_blocks(s.take<RowBlock>(count_blocks(rows, k.float_rows))), int8_blocks(s.take<RowBlock>(count_blocks(rows, k.int8_rows))),
+        x(s.take<float>(rows * depth)), xq(s.take<std::byte>(rows * round4(depth))), scale(s.take<float>(rows)),
+        q(s.take<int8_t>(workers * kMaxTileRows * round4(depth))) {}
+};
+
+void CpuBackend::do_linear(std::span<const Linear> jobs, Tensor x) {
+  const int64_t rows = x.dim[0], depth = x.dim[1], depth4 = round4(depth);
+  Scratch scratch(block_);
+  const LinearScratch w(scratch, k_, rows, depth, pool_.size());
+  bool any_float = false, any_int8 = false;
+  int64_t tasks = 0;
+  for (const Linear& job : jobs) {
+    (tile_kind(*job.weight) == TileKind::int8_token ? any_int8 : any_float) = true;
+    tasks += panel_count(job.weight->rows);
+  }
+  const int64_t float_count = any_float ? cut_blocks(w.float_blocks, 0, rows, k_.float_rows) : 0;
+  const int64_t int8_count = any_int8 ? cut_blocks(w.int8_blocks, 0, rows, k_.int8_rows) : 0;
+  for_tasks(float_count + int8_count, any_int8 || rows > 1 ? rows * depth : 0, [&](int64_t i, int worker) {
+    RowBlock& block = i < float_count ? w.float_blocks[i] : w.int8_blocks[i - float_count];
+    const float* from[kMaxTileRows];
+    for (int r = 0; r < block.rows; ++r) from[r] = x.row<float>(block.first + r);
+    if (i < float_count) return pack_block_f32(k_, block, from, depth, w.x + block.first * depth);
+    const int8_t* quantised[kMaxTileRows];
+    for (int r = 0; r < block.rows; ++r) {
+      int8_t* q = w.q + (worker * kMaxTileRows + r) * depth4;
+      w.scale[block.first + r] = k_.quantise(from[r], depth, q);
+      quantised[r] = q;
+    }
+    block.x = w.xq + block.first * depth4;
+    block.scale = w.scale + block.first;
+    k_.pack_int8(w.xq + block.first * depth4, quantised, block.rows, depth4);
+  });
+
+  const size_t smallest = panel_bytes(jobs[0].weight->format, depth);
+  const int64_t group = std::max<int64_t>(1, std::min(static_cast<int64_t>(kTaskBytes / smallest), tasks / (int64_t{4} * pool_.size())));
+  pool_.parallel_for((tasks + group - 1) / group, [&](int64_t task, int) {
+    int64_t panel = task * group, count = std::min(group, tasks - panel);
+    for (const Linear& job : jobs) {
+      const Weight& weight = *job.weight;
+      const TileKind kind = tile_kind(weight);
+      const size_t bytes = panel_bytes(weight.format, depth);
+      const RowBlock* blocks = kind == TileKind::int8_token ? w.int8_blocks : w.float_blocks;
+      const int64_t blocks_count = kind == TileKind::int8_token ? int8_count : float_count;
+      for (; count > 0 && panel < panel_count(weight.rows); ++panel, --count)
+        for (int64_t b = 0; b < blocks_count; ++b)
+          tile_to(k_, kind, tile_args(blocks[b], weight.data + static_cast<size_t>(panel) * bytes, depth),
+                  job.out.row<float>(blocks[b].first) + panel * kPanel, job.out.stride[0], std::min(kPanel, weight.rows - panel * kPanel));
+      panel -= std::min(panel, panel_count(weight.rows));
+      if (count == 0) return;
+    }
+  });
+}
+
+// ---- feed-forward
+
+/// One expert that has rows in this step; its rows are consecutive slots.
+struct Group {
+  const SwiGluWeights* weights;
+  int64_t first_slot, rows, first_block, blocks;
+  int64_t first_task;            // of gate_up
+  int64_t inner, inner_offset;   // floats before its inner rows
+  int64_t inner_q_offset;        // bytes before its quantised inner rows
+  TileKind up_kind, down_kind;
+};
+
+struct CpuBackend::FfnScratch {
+  int32_t *starts, *slot_token;
+  float *slot_weight, *slot_scale, *token_scale;
+  Group* groups;
+  RowBlock* blocks;
+  int8_t* token_q;               // [T][depth4]
+  std::byte* x;                  // packed rows by slot
+  float* inner;                  // packed or row-major rows by slot
+  std::byte* inner_q;            // packed int8 rows by slot
+  int8_t* q;                     // [workers][kMaxTileRows][inner4]
+
+  struct Sizes { int64_t rows, depth, experts, top_k, inner, expert_inner; };
+  FfnScratch(Scratch& s, const KernelTable& k, const Sizes& n, int workers) {
+    const int64_t routed = n.rows * n.top_k, slots = routed + n.rows;
+    const int64_t groups_most = n.experts + 1, inner_most = std::max(n.inner, n.expert_inner);
+    const int min_rows = std::min(k.float_rows, k.int8_rows);
+    starts = s.take<int32_t>(n.experts + 1);
+    slot_token = s.take<int32_t>(slots);
+    slot_weight = s.take<float>(slots);
+    slot_scale = s.take<float>(slots);
+    token_scale = s.take<float>(n.rows);
+    groups = s.take<Group>(groups_most);
+    blocks = s.take<RowBlock>(slots / min_rows + groups_most);
+    token_q = s.take<int8_t>(n.rows * round4(n.depth));
+    x = s.take<std::byte>(slots * n.depth * static_cast<int64_t>(sizeof(float)) + slots * 4);
+    inner = s.take<float>(routed * n.expert_inner + n.rows * n.inner);
+    inner_q = s.take<std::byte>(routed * round4(n.expert_inner) + n.rows * round4(n.inner));
+    q = s.take<int8_t>(workers * kMaxTileRows * round4(inner_most));
+  }
+};
+
+struct CpuBackend::FfnCall {
+  FfnScratch w;
+  Tensor x;
+  int64_t groups = 0, blocks = 0, tasks = 0;
+  bool quantised_x = false, quantised_inner = false;
+
+  /// The group that owns a block or a gate_up task.
+  const Group& of_block(int64_t block) const {
+    return *(std::upper_bound(w.groups, w.groups + groups, block, [](int64_t b, const Group& g) { return b < g.first_block; }) - 1);
+  }
+  const Group& of_task(int64_t task) const {
+    return *(std::upper_bound(w.groups, w.groups + groups, task, [](int64_t t, const Group& g) { return t < g.first_task; }) - 1);
+  }
+
+  void add_group(const KernelTable& k, const SwiGluWeights& weights, int64_t first_slot, int64_t rows) {
+    Group g{&weights, first_slot, rows, blocks, 0, tasks, weights.gate_up.rows / 2, 0, 0, tile_kind(weights.gate_up), tile_kind(weights.down)};
+    if (groups > 0) {
+      const Group& last = w.groups[groups - 1];
+      g.inner_offset = last.inner_offset + last.rows * last.inner;
+      g.inner_q_offset = last.inner_q_offset + last.rows * round4(last.inner);
+    }
+    int max_rows = g.up_kind == TileKind::int8_token ? k.int8_rows : k.float_rows;
+    max_rows = std::min(max_rows, g.down_kind == TileKind::int8_token ? k.int8_rows : k.float_rows);
+    quantised_x = quantised_x || g.up_kind == TileKind::int8_token;
+    quantised_inner = quantised_inner || g.down_kind == TileKind::int8_token;
+    g.blocks = cut_blocks(w.blocks + blocks, first_slot, rows, max_rows);
+    blocks += g.blocks;
+    tasks += panel_count(g.inner);
+    w.groups[groups++] = g;
+  }
+
+  /// Stable counting sort of (token, choice) by expert, then the shared expert over all tokens.
+  void plan(const KernelTable& k, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) {
+    const int64_t rows = x.dim[0], top_k = routing.expert.empty() ? 0 : routing.expert.dim[1];
+    std::fill(w.starts, w.starts + experts.size() + 1, 0);
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t c = 0; c < top_k; ++c) ++w.starts[routing.expert.row<int32_t>(t)[c] + 1];
+    for (size_t e = 0; e < experts.size(); ++e) w.starts[e + 1] += w.starts[e];
+    for (size_t e = 0; e < experts.size() && top_k > 0; ++e)
+      if (w.starts[e + 1] > w.starts[e]) add_group(k, experts[e], w.starts[e], w.starts[e + 1] - w.starts[e]);
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t c = 0; c < top_k; ++c) {
+        const int32_t slot = w.starts[routing.expert.row<int32_t>(t)[c]]++;
+        w.slot_token[slot] = static_cast<int32_t>(t);
+        w.slot_weight[slot] = routing.weight.row<float>(t)[c];
+      }
+    if (!shared) return;
+    for (int64_t t = 0; t < rows; ++t) {
+      w.slot_token[rows * top_k + t] = static_cast<int32_t>(t);
+      w.slot_weight[rows * top_k + t] = 1.0f;
+    }
+    add_group(k, *shared, rows * top_k, rows);
+  }
+};
+
+void CpuBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) {
+  const int64_t rows = x.dim[0], depth = x.dim[1], depth4 = round4(depth);
+  const int64_t top_k = routing.expert.empty() ? 0 : routing.expert.dim[1];
+  int64_t expert_inner = 0;
+  for (const SwiGluWeights& e : experts) expert_inner = std::max(expert_inner, e.gate_up.rows / 2);
+  Scratch scratch(block_);
+  FfnCall call{.w = FfnScratch(scratch, k_, {rows, depth, static_cast<int64_t>(experts.size()), top_k, shared ? shared->gate_up.rows / 2 : 0, expert_inner},
+                               pool_.size()), .x = x};
+  call.plan(k_, routing, experts, shared);
+  const FfnScratch& w = call.w;
+  if (call.quantised_x)
+    for_rows(rows, depth, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) w.token_scale[t] = k_.quantise(x.row<float>(t), depth, w.token_q + t * depth4);
+    });
+  const int64_t slots = rows * (top_k + (shared ? 1 : 0));
+  for_tasks(call.blocks, rows > 1 ? slots * depth : 0, [&](int64_t b, int) {
+    RowBlock& block = w.blocks[b];
+    std::byte* dst = w.x + block.first * depth * static_cast<int64_t>(sizeof(float)) + block.first * 4;
+    const int32_t* tokens = w.slot_token + block.first;
+    if (call.of_block(b).up_kind != TileKind::int8_token) {
+      const float* from[kMaxTileRows];
+      for (int r = 0; r < block.rows; ++r) from[r] = x.row<float>(tokens[r]);
+      return pack_block_f32(k_, block, from, depth, reinterpret_cast<float*>(dst));
+    }
+    const int8_t* from[kMaxTileRows];
+    for (int r = 0; r < block.rows; ++r) {
+      from[r] = w.token_q + tokens[r] * depth4;
+      w.slot_scale[block.first + r] = w.token_scale[tokens[r]];
+    }
+    block.x = dst;
+    block.scale = w.slot_scale + block.first;
+    k_.pack_int8(dst, from, block.rows, depth4);
+  });
+  gate_up(call);
+  if (call.quantised_inner) quantise_inner(call);
+  down(call, out);
+}
+
+/// One task is 32 inner columns of one expert: its gate panel, its up panel and silu(gate) * up, for all rows of the expert. The result is
+/// stored as the down product reads it: interleaved by block, or row-major where it will be quantised.
+void CpuBackend::gate_up(FfnCall& call) {
+  const FfnScratch& w = call.w;
+  const int64_t depth = call.x.dim[1];
+  pool_.parallel_for(call.tasks, [&](int64_t task, int) {
+    const Group& g = call.of_task(task);
+    const int64_t panel = task - g.first_task, column = panel * kPanel, cols = std::min(kPanel, g.inner - column);
+    const size_t bytes = panel_bytes(g.weights->gate_up.format, depth);
+    const std::byte* gate_panel = g.weights->gate_up.data + static_cast<size_t>(2 * panel) * bytes;
+    const auto tile = k_.tile[static_cast<int>(g.up_kind)];
+    alignas(64) float gate[kMaxTileRows * kPanel], up[kMaxTileRows * kPanel];
+    for (int64_t b = g.first_block; b < g.first_block + g.blocks; ++b) {
+      const RowBlock& block = w.blocks[b];
+      TileArgs args = tile_args(block, gate_panel, depth);
+      args.out_stride = kPanel;
+      args.out = gate;
+      tile(args);
+      args.panel = gate_panel + bytes;
+      args.out = up;
+      tile(args);
+      k_.silu_mul(gate, gate, up, int64_t{block.rows} * kPanel);
+      float* inner = w.inner + g.inner_offset + (block.first - g.first_slot) * g.inner;
+      const bool row_major = g.down_kind == TileKind::int8_token;
+      for (int64_t c = 0; c < cols; ++c)
+        for (int r = 0; r < block.rows; ++r)
+          inner[row_major ? r * g.inner + column + c : (column + c) * block.rows + r] = gate[r * kPanel + c];
+    }
+  });
+  for (int64_t i = 0; i < call.groups; ++i) {
+    const Group& g = w.groups[i];
+    for (int64_t b = g.first_block; b < g.first_block + g.blocks; ++b)
+      w.blocks[b].x = w.inner + g.inner_offset + (w.blocks[b].first - g.first_slot) * g.inner;
+  }
+}
+
+void CpuBackend::quantise_inner(FfnCall& call) {
+  const FfnScratch& w = call.w;
+  int64_t elements = 0;
+  for (int64_t i = 0; i < call.groups; ++i) elements += w.groups[i].rows * w.groups[i].inner;
+  for_tasks(call.blocks, elements, [&](int64_t b, int worker) {
+    const Group& g = call.of_block(b);
+    if (g.down_kind != TileKind::int8_token) return;
+    RowBlock& block = w.blocks[b];
+    const int64_t inner4 = round4(g.inner);
+    const int8_t* quantised[kMaxTileRows];
+    for (int r = 0; r < block.rows; ++r) {
+      int8_t* q = w.q + (worker * kMaxTileRows + r) * inner4;
+      w.slot_scale[block.first + r] = k_.quantise(static_cast<const float*>(block.x) + r * g.inner, g.inner, q);
+      quantised[r] = q;
+    }
+    std::byte* dst = w.inner_q + g.inner_q_offset + (block.first - g.first_slot) * inner4;
+    k_.pack_int8(dst, quantised, block.rows, inner4);
+    block.x = dst;
+    block.scale = w.slot_scale + block.first;
+  });
+}
+
+/// One task is 32 output columns over every expert in ascending order, the shared one last: the sum per token needs no further pass.
+void CpuBackend::down(FfnCall& call, Tensor out) {
+  const FfnScratch& w = call.w;
+  pool_.parallel_for(panel_count(out.dim[1]), [&](int64_t panel, int) {
+    const int64_t column = panel * kPanel, cols = std::min(kPanel, out.dim[1] - column);
+    for (int64_t t = 0; t < out.dim[0]; ++t) std::memset(out.row<float>(t) + column, 0, static_cast<size_t>(cols) * sizeof(float));
+    alignas(64) float y[kMaxTileRows * kPanel];
+    for (const Group* g = w.groups; g != w.groups + call.groups; ++g) {
+      const std::byte* weights = g->weights->down.data + static_cast<size_t>(panel) * panel_bytes(g->weights->down.format, g->inner);
+      for (int64_t b = g->first_block; b < g->first_block + g->blocks; ++b) {
+        const RowBlock& block = w.blocks[b];
+        TileArgs args = tile_args(block, weights, g->inner);
+        args.out = y;
+        args.out_stride = kPanel;
+        k_.tile[static_cast<int>(g->down_kind)](args);
+        for (int r = 0; r < block.rows; ++r)
+          k_.add_scaled(out.row<float>(w.slot_token[block.first + r]) + column, y + r * kPanel, w.slot_weight[block.first + r], cols);
+      }
+    }
+  });
+}
+
+size_t CpuBackend::linear_bytes(const StepLimits& limits) const {
+  Scratch linear, feed;
+  LinearScratch(linear, k_, limits.max_rows, limits.max_width, pool_.size());
+  FfnScratch(feed, k_, {limits.max_rows, limits.hidden_size > 0 ? limits.hidden_size : limits.max_width, limits.max_experts, limits.max_top_k, limits.max_inner,
+                        limits.max_expert_inner > 0 ? limits.max_expert_inner : limits.max_inner}, pool_.size());
+  return std::max(linear.used(), feed.used());
+}
+
+}  // namespace conclave::cpu

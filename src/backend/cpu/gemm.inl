@@ -1,0 +1,302 @@
+// Row block times panel, for every storage type. Each output is one accumulator that walks k upwards, whatever the number of rows.
+
+struct PanelF32 {
+  static constexpr int kDepth = 1;  // k per load()
+  static void load(const std::byte* p, F (&w)[kDepth][C]) {
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) w[0][c] = cpu::CONCLAVE_KERNELS::load(reinterpret_cast<const float*>(p) + c * W);
+  }
+  static constexpr int64_t kBytes = 128;
+};
+
+struct PanelF16 {
+  static constexpr int kDepth = 1;
+  static constexpr int64_t kBytes = 64;
+  static void load(const std::byte* p, F (&w)[kDepth][C]) {
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) w[0][c] = load_f16(reinterpret_cast<const uint16_t*>(p) + c * W);
+  }
+};
+
+/// [K/2][32][2]: the two halves of a 32-bit lane are two k of one column, widened by a shift and a mask.
+struct PanelBf16 {
+  static constexpr int kDepth = 2;
+  static constexpr int64_t kBytes = 128;
+  static void load(const std::byte* p, F (&w)[kDepth][C]) {
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) {
+      const I pair = iload(p + c * W * 4);
+      w[0][c] = from_bits(shift_left<16>(pair));
+      w[1][c] = from_bits(iand(pair, iset1(static_cast<int32_t>(0xffff0000u))));
+    }
+  }
+};
+
+/// [K/4][32][4]: a 32-bit lane holds four k of one column.
+struct PanelInt8 {
+  static constexpr int kDepth = 4;
+  static constexpr int64_t kBytes = 128;
+  static void load(const std::byte* p, F (&w)[kDepth][C]) {
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) {
+      const I four = iload(p + c * W * 4);
+      w[0][c] = to_float(shift_right<24>(shift_left<24>(four)));
+      w[1][c] = to_float(shift_right<24>(shift_left<16>(four)));
+      w[2][c] = to_float(shift_right<24>(shift_left<8>(four)));
+      w[3][c] = to_float(shift_right<24>(four));
+    }
+  }
+};
+
+/// e4m3 as f16 bits: sign, then exponent and mantissa one place up; the value is 2^-8 of the true one, also for subnormals.
+/// The NaN codes become f16 NaN. The missing 2^8 is put into the block's scale.
+constexpr float kFp8Factor = 256.0f;
+struct PanelFp8 {
+  static constexpr int kDepth = 1;
+  static constexpr int64_t kBytes = 32;
+  static void load(const std::byte* p, F (&w)[kDepth][C]) {
+#if defined(__AVX512F__)
+    const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512i magnitude = _mm512_slli_epi16(_mm512_and_si512(v, _mm512_set1_epi16(0x7f)), 7);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x3f80));
+    const __m512i fixed = _mm512_mask_mov_epi16(magnitude, nan, _mm512_set1_epi16(0x7e00));
+    const __m512i h = _mm512_ternarylogic_epi32(_mm512_slli_epi16(v, 8), fixed, _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xec);
+    w[0][0] = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
+    w[0][1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
+#elif defined(__AVX2__)
+    for (int half = 0; half < 2; ++half) {
+      const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + half));
+      const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(v, _mm256_set1_epi16(0x7f)), 7);
+      const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80)), _mm256_set1_epi16(0x7e00));
+      const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(v, 8), _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+      const __m256i h = _mm256_or_si256(_mm256_or_si256(magnitude, nan), sign);
+      w[0][2 * half] = _mm256_cvtph_ps(_mm256_castsi256_si128(h));
+      w[0][2 * half + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1));
+    }
+#else
+    for (int c = 0; c < C; ++c) {
+      uint16_t h[W];
+      for (int i = 0; i < W; ++i) {
+        const uint32_t v = static_cast<uint32_t>(p[c * W + i]), magnitude = (v & 0x7fu) << 7;
+        h[i] = static_cast<uint16_t>(((v & 0x80u) << 8) | (magnitude == 0x3f80u ? 0x7e00u : magnitude));
+      }
+      w[0][c] = load_f16(h);
+    }
+#endif
+  }
+};
+
+/// acc[r][c] += x[k][r] * w[k][c] for k in [0, depth); x and panel start at the first k.
+template <class Panel, int R>
+inline void accumulate(F (&acc)[R][C], const std::byte* p, const float* x, int64_t depth) {
+  const int64_t whole = depth / Panel::kDepth;
+  for (int64_t i = 0; i < whole; ++i, p += Panel::kBytes, x += Panel::kDepth * R) {
+    F w[Panel::kDepth][C];
+    Panel::load(p, w);
+    CONCLAVE_UNROLL
+    for (int k = 0; k < Panel::kDepth; ++k) {
+      CONCLAVE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const F b = set1(x[k * R + r]);
+        CONCLAVE_UNROLL
+        for (int c = 0; c < C; ++c) acc[r][c] = multiply_add(b, w[k][c], acc[r][c]);
+      }
+    }
+  }
+  const int rest = static_cast<int>(depth % Panel::kDepth);
+  if (rest == 0) return;
+  F w[Panel::kDepth][C];
+  Panel::load(p, w);
+  for (int k = 0; k < rest; ++k)
+    CONCLAVE_UNROLL
+    for (int r = 0; r < R; ++r)
+      CONCLAVE_UNROLL
+      for (int c = 0; c < C; ++c) acc[r][c] = multiply_add(set1(x[k * R + r]), w[k][c], acc[r][c]);
+}
+
+template <int R>
+inline void clear(F (&acc)[R][C]) {
+  CONCLAVE_UNROLL
+  for (int r = 0; r < R; ++r)
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) acc[r][c] = zero();
+}
+
+template <class Panel, int R>
+void tile_plain(const TileArgs& a) {
+  F acc[R][C];
+  clear(acc);
+  accumulate<Panel, R>(acc, a.panel, static_cast<const float*>(a.x), a.depth);
+  CONCLAVE_UNROLL
+  for (int r = 0; r < R; ++r)
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) store(a.out + r * a.out_stride + c * W, acc[r][c]);
+}
+
+template <int R>
+void tile_int8_float(const TileArgs& a) {
+  const auto* head = reinterpret_cast<const Int8PanelHead*>(a.panel);
+  F acc[R][C];
+  clear(acc);
+  accumulate<PanelInt8, R>(acc, a.panel + sizeof(Int8PanelHead), static_cast<const float*>(a.x), a.depth);
+  CONCLAVE_UNROLL
+  for (int r = 0; r < R; ++r)
+    CONCLAVE_UNROLL
+    for (int c = 0; c < C; ++c) store(a.out + r * a.out_stride + c * W, mul(acc[r][c], load(head->scale + c * W)));
+}
+
+/// Per scale block: sum in registers, then out += sum * scale, blocks in ascending k.
+template <int R>
+void tile_fp8(const TileArgs& a) {
+  const auto* head = reinterpret_cast<const Fp8PanelHead*>(a.panel);
+  const auto* scales = reinterpret_cast<const float*>(a.panel + sizeof(Fp8PanelHead));
+  const int64_t scale_bytes = ((a.depth / kScaleBlock + 2) * 8 + 63) / 64 * 64;
+  const std::byte* p = a.panel + sizeof(Fp8PanelHead) + scale_bytes;
+  const auto* x = static_cast<const float*>(a.x);
+  int64_t k = 0;
+  for (int b = 0; b < head->blocks; ++b) {
+    int64_t depth = b == 0 ? head->first_block : kScaleBlock;
+    if (depth > a.depth - k) depth = a.depth - k;
+    F acc[R][C];
+    clear(acc);
+    accumulate<PanelFp8, R>(acc, p, x, depth);
+    float scale[kPanel];
+    for (int c = 0; c < kPanel; ++c) scale[c] = scales[2 * b + (c < head->split ? 0 : 1)] * kFp8Factor;
+    CONCLAVE_UNROLL
+    for (int r = 0; r < R; ++r)
+      CONCLAVE_UNROLL
+      for (int c = 0; c < C; ++c) {
+        float* out = a.out + r * a.out_stride + c * W;
+        const F s = load(scale + c * W);
+        store(out, b == 0 ? mul(acc[r][c], s) : multiply_add(acc[r][c], s, load(out)));
+      }
+    k += depth;
+    p += depth * PanelFp8::kBytes;
+    x += depth * R;
+  }
+}
+
+// ---- int8 x int8
+
+#if defined(__AVX512VNNI__)
+constexpr int kInt8Rows = 12;
+constexpr uint32_t kInt8Offset = 0x80808080u;  // activations are stored as unsigned x + 128
+#elif defined(__AVX512F__)
+constexpr int kInt8Rows = 10;
+constexpr uint32_t kInt8Offset = 0;
+#elif defined(__AVX2__)
+constexpr int kInt8Rows = 4;
+constexpr uint32_t kInt8Offset = 0;
+#else
+constexpr int kInt8Rows = 2;
+constexpr uint32_t kInt8Offset = 0;
+#endif
+
+/// A vector of weights (four k per column), prepared once for all rows.
+struct Int8Weights {
+  I w;
+#if defined(__AVX512F__) && !defined(__AVX512VNNI__)
+  I magnitude;
+  __mmask64 negative;
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  I magnitude;
+#endif
+};
+
+inline Int8Weights int8_weights(const std::byte* p) {
+  Int8Weights v{};
+  v.w = iload(p);
+#if defined(__AVX512F__) && !defined(__AVX512VNNI__)
+  v.magnitude = _mm512_abs_epi8(v.w);
+  v.negative = _mm512_movepi8_mask(v.w);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  v.magnitude = _mm256_abs_epi8(v.w);
+#endif
+  return v;
+}
+
+/// acc + the four products of each lane, exact. Without VNNI: |w| <= 128 is unsigned and x takes the sign of w, so a pair of products is at
+/// most 2 * 128 * 127 = 32512 and never saturates.
+inline I dot4(I acc, const Int8Weights& v, uint32_t x) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(static_cast<int32_t>(x)), v.w);
+#elif defined(__AVX512F__)
+  const I b = _mm512_set1_epi32(static_cast<int32_t>(x));
+  const I with_sign = _mm512_mask_sub_epi8(b, v.negative, _mm512_setzero_si512(), b);
+  return iadd(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(v.magnitude, with_sign), _mm512_set1_epi16(1)));
+#elif defined(__AVX2__)
+  const I with_sign = _mm256_sign_epi8(_mm256_set1_epi32(static_cast<int32_t>(x)), v.w);
+  return iadd(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(v.magnitude, with_sign), _mm256_set1_epi16(1)));
+#else
+  const I b = iset1(static_cast<int32_t>(x));
+  acc = iadd(acc, shift_right<24>(shift_left<24>(v.w)) * shift_right<24>(shift_left<24>(b)));
+  acc = iadd(acc, shift_right<24>(shift_left<16>(v.w)) * shift_right<24>(shift_left<16>(b)));
+  acc = iadd(acc, shift_right<24>(shift_left<8>(v.w)) * shift_right<24>(shift_left<8>(b)));
+  return iadd(acc, shift_right<24>(v.w) * shift_right<24>(b));
+#endif
+}
+
+/// Vectors [first, first + Cols) of the panel, for R rows.
+template <int R, int Cols>
+inline void int8_columns(const TileArgs& a, int first) {
+  const auto* head = reinterpret_cast<const Int8PanelHead*>(a.panel);
+  const std::byte* p = a.panel + sizeof(Int8PanelHead) + first * W * 4;
+  const auto* x = static_cast<const std::byte*>(a.x);
+  I acc[R][Cols];
+  CONCLAVE_UNROLL
+  for (int r = 0; r < R; ++r)
+    CONCLAVE_UNROLL
+    for (int c = 0; c < Cols; ++c) acc[r][c] = iset1(0);
+  const int64_t steps = (a.depth + 3) / 4;
+  for (int64_t i = 0; i < steps; ++i, p += 128, x += 4 * R) {
+    Int8Weights w[Cols];
+    CONCLAVE_UNROLL
+    for (int c = 0; c < Cols; ++c) w[c] = int8_weights(p + c * W * 4);
+    CONCLAVE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      uint32_t four;
+      __builtin_memcpy(&four, x + 4 * r, 4);
+      CONCLAVE_UNROLL
+      for (int c = 0; c < Cols; ++c) acc[r][c] = dot4(acc[r][c], w[c], four);
+    }
+  }
+  CONCLAVE_UNROLL
+  for (int r = 0; r < R; ++r)
+    CONCLAVE_UNROLL
+    for (int c = 0; c < Cols; ++c) {
+      const int column = (first + c) * W;
+      I sum = acc[r][c];
+      if (kInt8Offset != 0) sum = isub(sum, shift_left<7>(iload(head->sum + column)));
+      store(a.out + r * a.out_stride + column, mul(to_float(sum), mul(set1(a.x_scale[r]), load(head->scale + column))));
+    }
+}
+
+template <int R>
+void tile_int8(const TileArgs& a) {
+  constexpr int kCols = W == 8 && R > 1 ? 2 : W == 4 ? 4 : C;  // what the registers hold
+  for (int first = 0; first < C; first += kCols) int8_columns<R, kCols>(a, first);
+}
+
+// ---- dispatch on the number of rows
+
+#if defined(__AVX512F__)
+constexpr int kFloatRows = 12;
+#elif defined(__AVX2__) || defined(__aarch64__)
+constexpr int kFloatRows = 3;
+#else
+constexpr int kFloatRows = 2;
+#endif
+
+using Tile = void (*)(const TileArgs&);
+template <int R> struct PlainF32 { static constexpr Tile kTile = tile_plain<PanelF32, R>; };
+template <int R> struct PlainF16 { static constexpr Tile kTile = tile_plain<PanelF16, R>; };
+template <int R> struct PlainBf16 { static constexpr Tile kTile = tile_plain<PanelBf16, R>; };
+template <int R> struct Fp8 { static constexpr Tile kTile = tile_fp8<R>; };
+template <int R> struct Int8Float { static constexpr Tile kTile = tile_int8_float<R>; };
+template <int R> struct Int8Token { static constexpr Tile kTile = tile_int8<R>; };
+
+template <template <int> class Family, int R>
+void run_tile(const TileArgs& a) {
+  if (a.rows == R) return Family<R>::kTile(a);
+  if constexpr (R > 1) run_tile<Family, R - 1>(a);
+}
