@@ -49,7 +49,11 @@ class SafetensorsFile {
 /// Writes tensors one after the other with bounded memory. All names, dtypes and shapes are declared first.
 class SafetensorsWriter {
  public:
-  struct Entry { std::string name; DType dtype; std::vector<int64_t> shape; };
+  struct Entry {
+    std::string name;
+    DType dtype;
+    std::vector<int64_t> shape;
+  };
   /// Creates `<file>.partial`. Throws internal naming path and cause when it cannot be written.
   SafetensorsWriter(std::filesystem::path file, std::vector<Entry> entries, std::map<std::string, std::string> metadata = {});
   ~SafetensorsWriter();  ///< removes the partial file unless finish() succeeded

@@ -1,15 +1,12 @@
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "core/error.h"
+#include "io/partial_file.h"
 #include "io/safetensors.h"
 
 namespace conclave {
@@ -33,71 +30,47 @@ std::string header_text(const std::vector<SafetensorsWriter::Entry>& entries, co
 }  // namespace
 
 struct SafetensorsWriter::State {
-  std::filesystem::path file, partial;
+  State(std::filesystem::path name, std::vector<Entry> declared) : file(std::move(name)), entries(std::move(declared)) {}
+
+  PartialFile file;
   std::vector<Entry> entries;
   std::vector<size_t> ends;  ///< data byte at which each entry ends
   size_t written = 0;
-  int fd = -1;
 
-  [[noreturn]] void fail(std::string_view action, int cause) const {
-    throw Error(Error::Kind::internal, fmt::format("{}: cannot {}: {}; free space or choose another folder", partial.string(), action,
-                                                   std::strerror(cause)));
-  }
-  void put(const void* data, size_t bytes) const {
-    const char* p = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t n = ::write(fd, p, bytes);
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) fail("write", n < 0 ? errno : EIO);
-      p += n;
-      bytes -= static_cast<size_t>(n);
-    }
-  }
-  void close() {
-    if (fd >= 0) ::close(std::exchange(fd, -1));
-  }
-  ~State() {
-    if (fd < 0) return;
-    close();
-    ::unlink(partial.c_str());
-  }
+  size_t total() const { return ends.empty() ? 0 : ends.back(); }
 };
 
 SafetensorsWriter::SafetensorsWriter(std::filesystem::path file, std::vector<Entry> entries,
                                      std::map<std::string, std::string> metadata)
-    : state_(std::make_unique<State>()) {
+    : state_(std::make_unique<State>(std::move(file), std::move(entries))) {
   State& s = *state_;
-  s.file = std::move(file);
-  s.partial = s.file.string() + ".partial";
-  s.entries = std::move(entries);
+  const std::string name = s.file.final_name().string();
   std::set<std::string_view> names{"__metadata__"};
   size_t total = 0;
   for (const Entry& entry : s.entries) {
     if (!names.insert(entry.name).second)
-      throw Error(Error::Kind::internal, fmt::format("{}: tensor {} is declared twice", s.file.string(), entry.name));
+      throw Error(Error::Kind::internal, fmt::format("{}: tensor {} is declared twice", name, entry.name));
     std::vector<int64_t> factors = entry.shape;
     factors.push_back(static_cast<int64_t>(size_of(entry.dtype)));
     if (__builtin_add_overflow(total, checked_product(factors, entry.name), &total))
-      throw Error(Error::Kind::internal, fmt::format("{}: the tensors exceed the address space", s.file.string()));
+      throw Error(Error::Kind::internal, fmt::format("{}: the tensors exceed the address space", name));
     s.ends.push_back(total);
   }
-  s.fd = ::open(s.partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-  if (s.fd < 0) s.fail("create", errno);
   const std::string header = header_text(s.entries, s.ends, metadata);
   std::array<unsigned char, 8> length{};
   for (size_t i = 0; i < length.size(); ++i) length[i] = static_cast<unsigned char>(uint64_t{header.size()} >> (8 * i));
-  s.put(length.data(), length.size());
-  s.put(header.data(), header.size());
+  s.file.write(length.data(), length.size());
+  s.file.write(header.data(), header.size());
 }
 
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 void SafetensorsWriter::write(std::span<const std::byte> bytes) {
   State& s = *state_;
-  const size_t total = s.ends.empty() ? 0 : s.ends.back();
-  if (s.fd < 0 || bytes.size() > total - s.written)
-    throw Error(Error::Kind::internal, fmt::format("{}: more data than the {} declared bytes", s.file.string(), total));
-  s.put(bytes.data(), bytes.size());
+  if (!s.file.is_open() || bytes.size() > s.total() - s.written)
+    throw Error(Error::Kind::internal,
+                fmt::format("{}: more data than the {} declared bytes", s.file.final_name().string(), s.total()));
+  s.file.write(bytes.data(), bytes.size());
   s.written += bytes.size();
 }
 
@@ -105,15 +78,9 @@ void SafetensorsWriter::finish() {
   State& s = *state_;
   for (size_t i = 0; i < s.ends.size(); ++i)
     if (s.written < s.ends[i])
-      throw Error(Error::Kind::internal, fmt::format("{}: data of tensor {} is incomplete", s.file.string(), s.entries[i].name));
-  if (fsync(s.fd) != 0) s.fail("write", errno);
-  if (::rename(s.partial.c_str(), s.file.c_str()) != 0) s.fail("rename", errno);
-  s.close();
-  const std::filesystem::path folder = s.file.has_parent_path() ? s.file.parent_path() : ".";
-  if (const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); fd >= 0) {
-    fsync(fd);  // makes the new name durable; some file systems cannot, and the data is safe without
-    ::close(fd);
-  }
+      throw Error(Error::Kind::internal,
+                  fmt::format("{}: data of tensor {} is incomplete", s.file.final_name().string(), s.entries[i].name));
+  s.file.commit();
 }
 
 }  // namespace conclave
