@@ -21,8 +21,8 @@ class ChatTemplate {
   static std::optional<ChatTemplate> from_folder(const std::filesystem::path& folder, std::string_view name = "default");
   /// A template given as text by the user; special tokens still come from the folder.
   static ChatTemplate from_text(std::string_view source, const std::filesystem::path& folder);
-  /// The family's documented default (`model_type` of config.json): deepseek, deepseek_v2, deepseek_v3, kimi_k2, mixtral, ernie4_5_moe.
-  /// Throws unsupported for others.
+  /// The family's documented default (`model_type` of config.json): deepseek, deepseek_v2, deepseek_v3, mixtral, ernie4_5_moe.
+  /// Throws unsupported for others (kimi_k2 publishes its format only inside its own files).
   static ChatTemplate family_default(std::string_view model_type, const std::filesystem::path& folder);
 
   struct Request {

@@ -1,7 +1,7 @@
 #pragma once
 // Sandboxed subset of Jinja2 with the semantics of the environment that transformers renders chat templates in
 // (trim_blocks, lstrip_blocks, loop controls, raise_exception, strftime_now, tojson without ASCII/HTML escaping, undefined
-// renders empty). No I/O, no attribute access beyond a fixed list, bounded in steps, depth, output and time.
+// renders empty). No I/O, no attribute access beyond a fixed list, bounded in steps, depth, output and memory.
 // Output keeps the provenance of each byte: template text is trusted, text that came in through variables is not.
 #include <cstddef>
 #include <map>
