@@ -21,9 +21,8 @@ void UnigramModel::add(std::string_view piece, int32_t id, float score, bool use
   }
   ends_[node] = {id, score, user_defined};
   if (user_defined) return;
-  lowest_ = scored_ ? std::min(lowest_, score) : score;
-  highest_ = scored_ ? std::max(highest_, score) : score;
-  scored_ = true;
+  lowest_ = std::min(lowest_, score);
+  highest_ = std::max(highest_, score);
 }
 
 std::vector<UnigramModel::Part> UnigramModel::segment(std::string_view text) const {
@@ -50,10 +49,9 @@ std::vector<UnigramModel::Part> UnigramModel::segment(std::string_view text) con
       node = edge->second;
       const Entry& entry = ends_[node];
       if (entry.id < 0) continue;
-      const size_t length = i + 1 - start;
-      const float score = entry.user_defined ? static_cast<float>(static_cast<float>(length) * highest_ - 0.1) : entry.score;
-      offer(i + 1, score, entry.id);
-      has_single |= length == character;
+      const auto length = static_cast<float>(i + 1 - start);
+      offer(i + 1, entry.user_defined ? static_cast<float>(length * highest_ - 0.1) : entry.score, entry.id);
+      has_single |= i + 1 - start == character;
     }
     if (!has_single) offer(start + character, unknown, -1);
     start += character;

@@ -1,6 +1,7 @@
 #pragma once
 // The unigram model of SentencePiece: the segmentation with the highest sum of scores (Viterbi over a trie of pieces).
 #include <cstdint>
+#include <limits>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -27,8 +28,8 @@ class UnigramModel {
   };
   std::unordered_map<uint64_t, uint32_t> edges_;  ///< (node << 8 | byte) -> node
   std::vector<Entry> ends_{{}};
-  float lowest_ = 0, highest_ = 0;
-  bool scored_ = false;
+  float lowest_ = std::numeric_limits<float>::max();
+  float highest_ = std::numeric_limits<float>::min();  ///< as SentencePiece: scores are negative, so this stays about zero
 };
 
 }  // namespace conclave
