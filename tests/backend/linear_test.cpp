@@ -2,7 +2,7 @@
 
 #include "backend/cpu/cpu_info.h"
 #include "core/error.h"
-#include "support.h"
+#include "backend/support.h"
 
 namespace conclave {
 namespace {
