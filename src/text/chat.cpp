@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxTemplateBytes = size_t{256} << 10;
 constexpr JsonLimits kTokenizerConfigLimits{.max_bytes = size_t{16} << 20, .max_depth = 64};
 
-bool exists(const fs::path& file) {
+bool is_file(const fs::path& file) {
   std::error_code status;
   return fs::is_regular_file(file, status);
 }
@@ -25,7 +25,7 @@ bool exists(const fs::path& file) {
 std::string file_text(const fs::path& file) { return read_text_file(file, kMaxTemplateBytes); }
 
 Json config_of(const fs::path& file) {
-  Json config = exists(file) ? read_json_file(file, kTokenizerConfigLimits) : Json::object();
+  Json config = is_file(file) ? read_json_file(file, kTokenizerConfigLimits) : Json::object();
   if (!config.is_object()) throw Error(Error::Kind::bad_model, fmt::format("{}: holds {}, expected an object", file.string(), config.type_name()));
   return config;
 }
@@ -68,9 +68,9 @@ std::optional<Found> from_file(const fs::path& folder, std::string_view name) {
   const bool safe_name = name.find_first_of("/\\") == std::string_view::npos && name.find("..") == std::string_view::npos;
   const fs::path file = name == "default" ? folder / "chat_template.jinja"
                                           : folder / "additional_chat_templates" / fmt::format("{}.jinja", name);
-  if (safe_name && exists(file)) return Found{file_text(file), file.string()};
+  if (safe_name && is_file(file)) return Found{file_text(file), file.string()};
   const fs::path json = folder / "chat_template.json";
-  return exists(json) ? from_config(json, name) : std::nullopt;
+  return is_file(json) ? from_config(json, name) : std::nullopt;
 }
 
 std::string token_text(const Json& value) {
