@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "text/unicode.h"
+#include "text/words.h"
 
 namespace conclave {
 
@@ -49,6 +50,7 @@ BpeModel::BpeModel(const Vocabulary& vocabulary, Options options, const std::vec
 void BpeModel::add_merges(const std::vector<std::pair<std::string, std::string>>& merges, const std::string& source) {
   merges_.reserve(merges.size());
   const std::string& prefix = options_.continuing_subword_prefix;
+  never_crosses_marks_ = !options_.ignore_merges && prefix.empty() && options_.end_of_word_suffix.empty() && allowed(vocabulary_.find(kSpaceMark));
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const auto& [left, right] = merges[rank];
     const auto wanted = [&](std::string_view token) {
@@ -61,7 +63,9 @@ void BpeModel::add_merges(const std::vector<std::pair<std::string, std::string>>
     const int32_t a = wanted(left), b = wanted(right);
     if (right.size() < prefix.size()) wanted(right + prefix);
     const int32_t merged = wanted(left + right.substr(std::min(prefix.size(), right.size())));
-    if (allowed(merged)) merges_.put(a, b, {static_cast<double>(rank), merged});
+    if (!allowed(merged)) continue;
+    merges_.put(a, b, {static_cast<double>(rank), merged});
+    never_crosses_marks_ = never_crosses_marks_ && word_end(left + right) == left.size() + right.size();
   }
 }
 

@@ -46,6 +46,8 @@ class BpeModel {
 
   /// Appends the ids of one piece (valid UTF-8).
   void encode(std::string_view piece, std::vector<int32_t>& ids) const;
+  /// True when cutting a piece into words (words.h) gives the same ids: no merge crosses the beginning of a word.
+  bool never_crosses_marks() const { return never_crosses_marks_; }
 
  private:
   void add_merges(const std::vector<std::pair<std::string, std::string>>& merges, const std::string& source);
@@ -59,6 +61,7 @@ class BpeModel {
   std::vector<bool> forbidden_;
   MergeTable merges_;
   int32_t unk_id_ = -1;
+  bool never_crosses_marks_ = false;
   int32_t byte_ids_[256];
   std::vector<int32_t> short_characters_;  ///< ids of the code points below 0x800, -1 = none
 };

@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <deque>
-#include <unordered_set>
+#include <functional>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "text/bpe.h"
@@ -15,26 +16,12 @@
 #include "text/tokenizer_json.h"
 #include "text/tokenizer_policy.h"
 #include "text/unicode.h"
+#include "text/words.h"
 
 namespace conclave {
 namespace {
 
-/// Pieces repeat: their ids are kept while one text is encoded.
-class PieceCache {
- public:
-  explicit PieceCache(const BpeModel& model) : model_(model) {}
-  void encode(std::string_view piece, std::vector<int32_t>& ids) {
-    if (piece.size() > kMaxPiece || known_.size() >= kMaxEntries) return model_.encode(piece, ids);
-    const auto [entry, fresh] = known_.try_emplace(std::string(piece));
-    if (fresh) model_.encode(piece, entry->second);
-    ids.insert(ids.end(), entry->second.begin(), entry->second.end());
-  }
-
- private:
-  static constexpr size_t kMaxPiece = 64, kMaxEntries = 100'000;
-  const BpeModel& model_;
-  std::unordered_map<std::string, std::vector<int32_t>> known_;
-};
+using Cache = PieceCache<std::function<void(std::string_view, std::vector<int32_t>&)>>;
 
 class JsonTokenizer : public Tokenizer {
  public:
@@ -94,7 +81,7 @@ class JsonTokenizer : public Tokenizer {
     return vocabulary_.find(token);
   }
   void encode_marked(const MarkedText& text, std::vector<int32_t>& ids) const;
-  void encode_plain(std::string text, bool starts_input, RegexScratch& scratch, PieceCache& cache, std::vector<int32_t>& ids) const;
+  void encode_plain(std::string text, bool starts_input, RegexScratch& scratch, Cache& cache, std::vector<int32_t>& ids) const;
 
   std::string source_;
   Vocabulary vocabulary_;
@@ -232,17 +219,21 @@ void JsonTokenizer::read_policy(const TokenizerPolicy& policy) {
   if (policy.add_eos == false && eos_) processor_.drop_suffix(*eos_);
 }
 
-void JsonTokenizer::encode_plain(std::string text, bool starts_input, RegexScratch& scratch, PieceCache& cache,
+void JsonTokenizer::encode_plain(std::string text, bool starts_input, RegexScratch& scratch, Cache& cache,
                                  std::vector<int32_t>& ids) const {
   PieceList list{std::move(text), {}, starts_input, scratch};
   list.pieces.emplace_back(0, list.text.size());
   pretokenizer_->apply(list);
-  for (const auto& [begin, end] : list.pieces) cache.encode(std::string_view(list.text).substr(begin, end - begin), ids);
+  for (const auto& [begin, end] : list.pieces) {
+    const std::string_view piece = std::string_view(list.text).substr(begin, end - begin);
+    if (model_->never_crosses_marks()) for_each_word(piece, [&](std::string_view word) { cache.append(word, ids); });
+    else cache.append(piece, ids);
+  }
 }
 
 void JsonTokenizer::encode_marked(const MarkedText& text, std::vector<int32_t>& ids) const {
   RegexScratch scratch;
-  PieceCache cache(*model_);
+  Cache cache([this](std::string_view piece, std::vector<int32_t>& out) { model_->encode(piece, out); });
   for (const auto& part : raw_matcher_.split(text)) {
     if (part.token) {
       ids.push_back(part.token->id);

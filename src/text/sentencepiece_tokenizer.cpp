@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <functional>
 
 #include "core/error.h"
 #include "text/merge.h"
@@ -14,12 +15,13 @@
 #include "text/unicode.h"
 #include "text/unigram.h"
 #include "text/vocabulary.h"
+#include "text/words.h"
 
 namespace conclave {
 namespace {
 
 using Type = SentencePieceModel::Type;
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
+using Cache = PieceCache<std::function<void(std::string_view, std::vector<int32_t>&)>>;
 
 class SentencePieceTokenizer : public Tokenizer {
  public:
@@ -87,6 +89,7 @@ class SentencePieceTokenizer : public Tokenizer {
   Vocabulary vocabulary_;                                    ///< all pieces and added tokens
   std::unordered_map<std::string_view, int32_t> mergeable_;  ///< normal, user-defined and unused pieces
   size_t longest_piece_ = 0;
+  bool never_crosses_marks_ = false;  ///< a text may be cut into words first (words.h)
   UnigramModel unigram_;
   AddedTokenMatcher cut_, user_defined_;
   std::deque<AddedToken> storage_;
@@ -107,6 +110,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view bytes, const std
 
 void SentencePieceTokenizer::read_pieces(const std::string& source) {
   byte_ids_.fill(-1);
+  never_crosses_marks_ = model_.algorithm == SentencePieceModel::Algorithm::bpe;
   for (size_t i = 0; i < model_.pieces.size(); ++i) {
     const auto& piece = model_.pieces[i];
     const auto id = static_cast<int32_t>(i);
@@ -120,6 +124,7 @@ void SentencePieceTokenizer::read_pieces(const std::string& source) {
       byte_ids_[static_cast<size_t>(byte)] = id;
     } else if (piece.type != Type::control) {
       mergeable_.emplace(piece.text, id);
+      never_crosses_marks_ = never_crosses_marks_ && word_end(piece.text) == piece.text.size();
       longest_piece_ = std::max(longest_piece_, piece.text.size());
       if (piece.type != Type::unused) unigram_.add(piece.text, id, piece.score, piece.type == Type::user_defined);
     }
@@ -128,6 +133,7 @@ void SentencePieceTokenizer::read_pieces(const std::string& source) {
     if (token.special) added_.emplace(id, &token);
     (token.special ? cut_ : user_defined_).add(token.content, token);
   }
+  never_crosses_marks_ = never_crosses_marks_ && mergeable_.contains(kSpaceMark);
   if (unk_id_ < 0) throw Error(Error::Kind::bad_model, fmt::format("{}: no piece is of type unknown, wanted one", source));
   if (model_.byte_fallback && std::find(byte_ids_.begin(), byte_ids_.end(), -1) != byte_ids_.end())
     throw Error(Error::Kind::bad_model, fmt::format("{}: trainer_spec.byte_fallback is set, but not all of <0x00> to <0xFF> are there", source));
@@ -140,6 +146,9 @@ void SentencePieceTokenizer::read_added(const TokenizerPolicy& policy) {
     if (known >= 0 && known != token.id)
       throw Error(Error::Kind::bad_model, fmt::format("{}: the added token \"{}\" has the id {}, but {} in the vocabulary", policy.source,
                                                       token.content, token.id, known));
+    if (const std::string* text = vocabulary_.text(token.id); text && *text != token.content)
+      throw Error(Error::Kind::bad_model, fmt::format("{}: the added token \"{}\" has the id {}, which is \"{}\" in the vocabulary", policy.source,
+                                                      token.content, token.id, *text));
     if (token.content.empty() || added_by_id(token.id)) continue;
     if (known < 0) vocabulary_.add(token.content, token.id, policy.source);
     if (token.id == unk_id_) continue;
@@ -181,9 +190,15 @@ std::string SentencePieceTokenizer::normalize_text(std::string_view text) const 
 }
 
 void SentencePieceTokenizer::encode_marked(const MarkedText& text, std::vector<int32_t>& ids) const {
+  Cache cache([this](std::string_view word, std::vector<int32_t>& out) { encode_plain(word, out); });
   for (const auto& part : cut_.split(text)) {
-    if (part.token) ids.push_back(part.token->id);
-    else encode_plain(normalize_text(std::string_view(text.bytes).substr(part.begin, part.end - part.begin)), ids);
+    if (part.token) {
+      ids.push_back(part.token->id);
+      continue;
+    }
+    const std::string plain = normalize_text(std::string_view(text.bytes).substr(part.begin, part.end - part.begin));
+    if (never_crosses_marks_) for_each_word(plain, [&](std::string_view word) { cache.append(word, ids); });
+    else encode_plain(plain, ids);
   }
 }
 
