@@ -87,11 +87,11 @@ void route_row(int32_t* expert, float* weight, const float* logits, const Tensor
 }  // namespace
 
 std::byte* Scratch::take_bytes(size_t bytes) {
-  std::byte* piece = base_ ? base_ + used_ : nullptr;
+  const size_t at = used_;
   used_ += (bytes + 63) / 64 * 64;
-  if (base_ && used_ > size_)
+  if (!counting_ && used_ > size_)
     throw Error(Error::Kind::internal, fmt::format("a step needs more than the {} bytes of scratch memory reserved for its limits", size_));
-  return piece;
+  return counting_ ? nullptr : base_ + at;
 }
 
 size_t CpuBackend::packed_bytes(WeightFormat format, Weight::Layout layout, int64_t rows, int64_t cols) const {

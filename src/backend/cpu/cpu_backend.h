@@ -8,11 +8,12 @@
 
 namespace conclave::cpu {
 
-/// Consecutive 64-byte aligned pieces of a block; without a block it only adds up. Throws internal when the block is too small.
+/// Consecutive 64-byte aligned pieces of a block; without a block it only adds up. Throws internal when the block is too
+/// small or was never reserved.
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(const Buffer& block) : base_(block.data()), size_(block.size()) {}
+  explicit Scratch(const Buffer& block) : base_(block.data()), size_(block.size()), counting_(false) {}
   template <class T>
   T* take(int64_t count) { return reinterpret_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T))); }
   size_t used() const { return used_; }
@@ -21,6 +22,7 @@ class Scratch {
   std::byte* take_bytes(size_t bytes);
   std::byte* base_ = nullptr;
   size_t size_ = 0, used_ = 0;
+  bool counting_ = true;
 };
 
 /// Rows [first, first + rows) of an operator's row list, packed for the tile kernels.

@@ -1,0 +1,207 @@
+// Micro-benchmarks of the CPU backend over the same kernel tables as the tests: weights streamed per second against the memory's read
+// bandwidth measured in the same seconds, and arithmetic rates of many rows.
+//   kernel_bench --benchmark_filter='avx512_vnni/bf16/.*'      names: isa/format/rows, ffn/isa/format/rows, attention/isa/...
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/cpu_info.h"
+#include "core/thread_pool.h"
+
+namespace conclave {
+namespace {
+
+constexpr size_t kWeightSet = size_t{1200} << 20;  // far beyond any cache
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+struct Machine {
+  ThreadPool pool{0};
+  Buffer memory{kWeightSet};
+  Machine() {
+    pool.parallel_for(static_cast<int64_t>(kWeightSet >> 20), [&](int64_t i, int) { std::memset(memory.data() + (i << 20), 1, 1 << 20); });
+  }
+
+  /// Best of a few linear reads of the whole set, in 1 MiB pieces like the kernels' tasks, summed in registers.
+  double read_gb_per_s() {
+    double best = 0;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const double start = seconds();
+      pool.parallel_for(pool.size(), [&](int64_t i, int) {
+        typedef uint64_t Vector __attribute__((vector_size(64)));
+        Vector sum[4] = {};
+        const size_t share = kWeightSet / static_cast<size_t>(pool.size()) / 4096 * 4096;
+        const auto* p = reinterpret_cast<const Vector*>(memory.data() + static_cast<size_t>(i) * share);
+        for (size_t j = 0; j < share / sizeof(Vector); j += 4)
+          for (size_t l = 0; l < 4; ++l) sum[l] ^= p[j + l];
+        benchmark::DoNotOptimize(sum);
+      });
+      best = std::max(best, static_cast<double>(kWeightSet) / 1e9 / (seconds() - start));
+    }
+    return best;
+  }
+};
+
+struct Format { const char* name; WeightFormat format; Activations activations; };
+constexpr Format kFormats[] = {{"f32", WeightFormat::f32, Activations::floating},   {"f16", WeightFormat::f16, Activations::floating},
+                               {"bf16", WeightFormat::bf16, Activations::floating}, {"fp8", WeightFormat::f8e4m3, Activations::floating},
+                               {"w8a16", WeightFormat::int8, Activations::floating}, {"w8a8", WeightFormat::int8, Activations::int8_token}};
+
+HostMatrix ones(const Format& f, int64_t rows, int64_t cols, const std::vector<std::byte>& bytes, const std::vector<float>& scales) {
+  HostMatrix m{.format = f.format, .activations = f.activations, .rows = rows, .cols = cols, .row_stride = cols, .data = bytes.data()};
+  if (f.format == WeightFormat::f8e4m3) m.block_rows = m.block_cols = kFp8Block, m.scale_stride = (cols + 127) / 128, m.scales = scales.data();
+  if (f.format == WeightFormat::int8) m.block_cols = cols, m.scale_stride = 1, m.scales = scales.data();
+  return m;
+}
+
+/// Copies of one packed weight that fill the set, so that nothing is read from a cache.
+std::vector<Weight> fill(Machine& machine, const Weight& first) {
+  std::vector<Weight> copies;
+  for (size_t at = 0; at + first.bytes <= kWeightSet; at += first.bytes) {
+    std::memcpy(machine.memory.data() + at, first.data, first.bytes);
+    copies.push_back(first);
+    copies.back().data = machine.memory.data() + at;
+  }
+  return copies;
+}
+
+std::vector<float> noise(int64_t n) {
+  std::mt19937 generator(1);
+  std::uniform_real_distribution<float> distribution(-1, 1);
+  std::vector<float> v(static_cast<size_t>(n));
+  for (float& x : v) x = distribution(generator);
+  return v;
+}
+
+void report(benchmark::State& state, double bytes, double operations, double bandwidth) {
+  using benchmark::Counter;
+  state.counters["GB/s"] = Counter(bytes / 1e9, Counter::kIsIterationInvariantRate);
+  state.counters["of_read"] = Counter(bytes / 1e9 / bandwidth, Counter::kIsIterationInvariantRate);
+  state.counters["read_GB/s"] = bandwidth;
+  state.counters["GOP/s"] = Counter(operations / 1e9, Counter::kIsIterationInvariantRate);
+}
+
+void linear(benchmark::State& state, Machine& machine, const cpu::KernelTable& table, const Format& f, int64_t rows, int64_t n, int64_t k) {
+  const auto backend = make_cpu(machine.pool, table.isa);
+  StepLimits limits;
+  limits.max_rows = static_cast<int>(rows), limits.max_width = static_cast<int>(k), limits.max_context = 1;
+  backend->reserve(limits);
+  const std::vector<std::byte> bytes(static_cast<size_t>(n * k) * element_bytes(f.format), std::byte{0x31});
+  const std::vector<float> scales(static_cast<size_t>(n * (k / 128 + 1)), 0.01f);
+  const HostMatrix m = ones(f, n, k, bytes, scales);
+  const Buffer packed(backend->packed_bytes(f.format, Weight::Layout::panels, n, k));
+  const std::vector<Weight> weights = fill(machine, backend->pack(m, Weight::Layout::panels, {packed.data(), packed.size()}));
+  std::vector<float> x = noise(rows * k), y(static_cast<size_t>(rows * n));
+  const double bandwidth = machine.read_gb_per_s();
+  size_t next = 0;
+  for (auto _ : state) {
+    backend->linear(view(y.data(), {rows, n}), view(x.data(), {rows, k}), weights[next]);
+    next = (next + 1) % weights.size();
+  }
+  report(state, static_cast<double>(packed.size()), 2.0 * static_cast<double>(rows * n * k), bandwidth);
+}
+
+/// The routed experts of one DeepSeek-MoE-16B layer at a time, 6 of 64 per row chosen at random.
+void ffn(benchmark::State& state, Machine& machine, const cpu::KernelTable& table, const Format& f, int64_t rows) {
+  constexpr int64_t kWidth = 2048, kInner = 1408, kTopK = 6, kExperts = 64;
+  const auto backend = make_cpu(machine.pool, table.isa);
+  StepLimits limits;
+  limits.max_rows = static_cast<int>(rows), limits.max_width = kWidth, limits.max_inner = kInner, limits.max_context = 1;
+  limits.max_experts = kExperts, limits.max_top_k = kTopK;
+  backend->reserve(limits);
+  const std::vector<std::byte> bytes(static_cast<size_t>(kInner * kWidth) * element_bytes(f.format), std::byte{0x31});
+  const std::vector<float> scales(static_cast<size_t>(kWidth * 20), 0.01f);
+  const HostMatrix up = ones(f, kInner, kWidth, bytes, scales), down = ones(f, kWidth, kInner, bytes, scales);
+  const size_t up_bytes = backend->packed_bytes(f.format, Weight::Layout::paired, 2 * kInner, kWidth);
+  const size_t down_bytes = backend->packed_bytes(f.format, Weight::Layout::panels, kWidth, kInner);
+  std::vector<SwiGluWeights> experts;
+  for (size_t at = 0; at + up_bytes + down_bytes <= kWeightSet && experts.size() < 4 * kExperts; at += up_bytes + down_bytes) {
+    std::byte* place = machine.memory.data() + at;
+    if (experts.empty()) {
+      experts.push_back({backend->pack_pair(up, up, {place, up_bytes}), backend->pack(down, Weight::Layout::panels, {place + up_bytes, down_bytes})});
+      continue;
+    }
+    SwiGluWeights copy = experts.front();
+    std::memcpy(place, experts.front().gate_up.data, up_bytes + down_bytes);
+    copy.gate_up.data = place, copy.down.data = place + up_bytes;
+    experts.push_back(copy);
+  }
+  std::vector<float> x = noise(rows * kWidth), y(x.size()), weight(static_cast<size_t>(rows * kTopK), 0.1f);
+  std::mt19937 generator(3);
+  std::vector<int32_t> expert;
+  for (int64_t t = 0; t < rows; ++t) {
+    std::vector<int32_t> all(kExperts);
+    std::iota(all.begin(), all.end(), 0);
+    std::shuffle(all.begin(), all.end(), generator);
+    std::sort(all.begin(), all.begin() + kTopK);
+    expert.insert(expert.end(), all.begin(), all.begin() + kTopK);
+  }
+  std::vector<int32_t> distinct = expert;
+  std::sort(distinct.begin(), distinct.end());
+  const auto touched = static_cast<double>(std::unique(distinct.begin(), distinct.end()) - distinct.begin());
+  const Routing routing{view(expert.data(), {rows, kTopK}, DType::i32), view(weight.data(), {rows, kTopK})};
+  const size_t layers = experts.size() / kExperts;
+  const double bandwidth = machine.read_gb_per_s();
+  size_t next = 0;
+  for (auto _ : state) {
+    backend->ffn(view(y.data(), {rows, kWidth}), view(x.data(), {rows, kWidth}), routing, {experts.data() + next * kExperts, kExperts}, nullptr);
+    next = (next + 1) % layers;
+  }
+  report(state, touched * static_cast<double>(up_bytes + down_bytes), 6.0 * static_cast<double>(rows * kTopK * kInner * kWidth), bandwidth);
+}
+
+/// One sequence at the end of a context, bf16 cache, 16 heads of 128 over `kv_heads`.
+void attention(benchmark::State& state, Machine& machine, const cpu::KernelTable& table, int64_t kv_heads, int64_t rows, int64_t context) {
+  constexpr int64_t kHeads = 16, kDim = 128, kBlock = 64;
+  const auto backend = make_cpu(machine.pool, table.isa);
+  StepLimits limits;
+  limits.max_rows = static_cast<int>(rows), limits.max_sequences = 1, limits.max_context = static_cast<int>(context);
+  limits.max_heads = kHeads, limits.max_head_dim = kDim;
+  backend->reserve(limits);
+  const int64_t blocks = (context + kBlock - 1) / kBlock, layer = blocks * kBlock * kv_heads * kDim;
+  const auto layers = static_cast<int64_t>(kWeightSet) / (4 * layer);
+  std::vector<int32_t> table_of_blocks(static_cast<size_t>(blocks));
+  std::iota(table_of_blocks.begin(), table_of_blocks.end(), 0);
+  const SequenceRows sequence{0, static_cast<int32_t>(rows), static_cast<int32_t>(context), static_cast<int32_t>(context), table_of_blocks.data()};
+  std::memset(machine.memory.data(), 0x3c, kWeightSet);
+  std::vector<float> q = noise(rows * kHeads * kDim), out(q.size());
+  const GqaSpec spec{.num_heads = kHeads, .num_kv_heads = static_cast<int>(kv_heads), .head_dim = kDim, .softmax_scale = 0.088f, .rope = {}};
+  const double bandwidth = machine.read_gb_per_s();
+  int64_t next = 0;
+  for (auto _ : state) {
+    auto* cache = reinterpret_cast<uint16_t*>(machine.memory.data()) + next * 2 * layer;
+    const KvLayer kv{view(cache, {blocks, kv_heads, kBlock, kDim}, DType::bf16), view(cache + layer, {blocks, kv_heads, kBlock, kDim}, DType::bf16)};
+    backend->attention(view(out.data(), {rows, kHeads, kDim}), view(q.data(), {rows, kHeads, kDim}), kv, {{&sequence, 1}, static_cast<int>(rows), kBlock}, spec);
+    next = (next + 1) % layers;
+  }
+  const double pairs = static_cast<double>(rows) * (static_cast<double>(context) - static_cast<double>(rows - 1) / 2);
+  report(state, static_cast<double>(4 * kv_heads * kDim * context), 4.0 * kHeads * kDim * pairs, bandwidth);
+}
+
+}  // namespace
+}  // namespace conclave
+
+int main(int argc, char** argv) {
+  using namespace conclave;
+  Machine machine;
+  const auto add = [](const std::string& name, auto body) { benchmark::RegisterBenchmark(name.c_str(), body)->UseRealTime()->Unit(benchmark::kMicrosecond); };
+  for (const cpu::KernelTable* table : cpu::available_tables()) {
+    for (const Format& f : kFormats)
+      for (const int64_t rows : {1, 4, 16, 64, 256}) {
+        add(fmt::format("linear/{}/{}/{}", table->isa, f.name, rows), [&machine, table, f, rows](benchmark::State& s) { linear(s, machine, *table, f, rows, 2048, 2048); });
+        add(fmt::format("ffn/{}/{}/{}", table->isa, f.name, rows), [&machine, table, f, rows](benchmark::State& s) { ffn(s, machine, *table, f, rows); });
+      }
+    for (const int64_t kv_heads : {16, 4})
+      for (const auto& [rows, context] : {std::pair<int64_t, int64_t>{1, 512}, {1, 4096}, {512, 512}, {512, 4096}})
+        add(fmt::format("attention/{}/kv{}/{}at{}", table->isa, kv_heads, rows, context),
+            [&machine, table, kv_heads, rows, context](benchmark::State& s) { attention(s, machine, *table, kv_heads, rows, context); });
+  }
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}
