@@ -19,7 +19,7 @@ constexpr int kContext = 64, kNewTokens = 6;
 
 struct Conditions {
   std::string isa;
-  int threads = 2, max_step_tokens = 64, max_sequences = 8, block_size = 16;
+  int threads = 2, max_step_tokens = 64, max_sequences = 8, block_size = 16, context = kContext;
   DType kv_dtype = DType::f32;
 };
 
@@ -29,14 +29,14 @@ class Lab {
   Lab(const OpenModel& model, const Conditions& s)
       : spec_(model.spec), setup_(s), pool_(s.threads, false), backend_(make_cpu(pool_, s.isa)),
         weights_(load_weights(spec_, *model.source, *backend_, pool_)) {
-    const StepLimits limits = step_limits(spec_, s.max_step_tokens, s.max_sequences, kContext);
+    const StepLimits limits = step_limits(spec_, s.max_step_tokens, s.max_sequences, s.context);
     backend_->reserve(limits);
     runner_ = std::make_unique<Runner>(spec_, weights_, *backend_, limits, CacheShape{s.kv_dtype, num_blocks(), s.block_size});
   }
 
   /// Logits of the last prompt position and of each generated token, per prompt.
   std::vector<std::vector<float>> run(const std::vector<std::vector<int32_t>>& prompts) {
-    Scheduler scheduler({setup_.max_sequences, setup_.max_step_tokens, setup_.block_size, num_blocks(), kContext});
+    Scheduler scheduler({setup_.max_sequences, setup_.max_step_tokens, setup_.block_size, num_blocks(), setup_.context});
     std::vector<std::vector<float>> logits(prompts.size());
     for (size_t i = 0; i < prompts.size(); ++i) {
       Request r;
@@ -60,7 +60,7 @@ class Lab {
   }
 
  private:
-  int num_blocks() const { return setup_.max_sequences * ((kContext + setup_.block_size - 1) / setup_.block_size); }
+  int num_blocks() const { return setup_.max_sequences * ((setup_.context + setup_.block_size - 1) / setup_.block_size); }
 
   const ModelSpec& spec_;
   Conditions setup_;
@@ -169,6 +169,36 @@ TEST_P(Invariance, NarrowCache) {
     EXPECT_TRUE(same_bits(cut[0], whole[0])) << name_of(dtype);
     EXPECT_TRUE(same_bits(cut[1], whole[1])) << name_of(dtype);
   }
+}
+
+/// Long enough to cross every boundary at which attention cuts the context.
+TEST_P(Invariance, LongContext) {
+  Conditions s = base_;
+  s.context = 640;
+  s.max_step_tokens = 640;
+  s.max_sequences = 3;
+  std::vector<int32_t> prompt;
+  while (prompt.size() < 600) prompt.push_back(long_[prompt.size() * 7 % long_.size()]);
+  const auto whole = Lab(model_, s).run({prompt})[0];
+  s.threads = 1;
+  s.max_step_tokens = 61;
+  s.block_size = 128;
+  EXPECT_TRUE(same_bits(Lab(model_, s).run({mid_, prompt, long_})[1], whole)) << "chunks of 61, blocks of 128, one thread, neighbours";
+  s.threads = 3;
+  s.max_step_tokens = 250;
+  s.block_size = 640;
+  EXPECT_TRUE(same_bits(Lab(model_, s).run({prompt, mid_})[0], whole)) << "chunks of 250, contiguous, three threads";
+}
+
+/// More generating sequences than one pass of any operator takes.
+TEST_P(Invariance, ManySequences) {
+  Conditions s = base_;
+  s.max_sequences = 40;
+  std::vector<std::vector<int32_t>> batch(40, mid_);
+  for (size_t i = 0; i < batch.size(); ++i)
+    if (i % 13 != 5) batch[i].resize(1 + i % mid_.size());
+  const auto got = Lab(model_, s).run(batch);
+  for (const size_t i : {5u, 18u, 31u}) EXPECT_TRUE(same_bits(got[i], expected_[1])) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Invariance,
