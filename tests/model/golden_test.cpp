@@ -105,6 +105,31 @@ TEST_P(GoldenModel, LogitsTokensExpertsAndTapsMatch) {
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::Combine(testing::ValuesIn(golden_cases()), testing::ValuesIn(machines())), name_of_param);
 
+/// The stored prompts are short; the reference backend, which they vouch for, vouches for contexts that attention cuts into pieces.
+TEST(LongContext, MatchesTheReferenceBackend) {
+  for (const auto& [name, length] : {std::pair("mixtral-gqa", 560), std::pair("deepseek_v3-fp8", 140), std::pair("deepseek_v2-lite-yarn", 140)}) {
+    const Golden golden(name);
+    const OpenModel model(golden.folder);
+    const auto seed = golden.prompt("long");
+    std::vector<int32_t> prompt;
+    for (int i = 0; i < length; ++i) prompt.push_back(seed[static_cast<size_t>(i) * 7 % seed.size()]);
+    EngineOptions o;
+    o.precision = Precision::exact;
+    o.threads = 2;
+    o.max_context = o.max_step_tokens = 600;
+    o.backend = "reference";
+    const auto want = Engine(model.spec, *model.source, o).trace(prompt, 3);
+    o.backend = "cpu";
+    for (const std::string& isa : available_isas()) {
+      o.isa = isa;
+      const auto got = Engine(model.spec, *model.source, o).trace(prompt, 3);
+      EXPECT_EQ(got.greedy_tokens, want.greedy_tokens) << name << " " << isa;
+      EXPECT_LE(relative_error(got.logits, want.logits), golden.tolerance()) << name << " " << isa;
+      EXPECT_LE(relative_error(got.greedy_logits, want.greedy_logits), golden.tolerance()) << name << " " << isa;
+    }
+  }
+}
+
 class W8a8Linear : public testing::TestWithParam<Machine> {};
 
 TEST_P(W8a8Linear, QuantisesRowsAndSumsExactly) {
