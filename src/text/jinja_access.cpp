@@ -245,7 +245,16 @@ Value slice_of(Runtime& runtime, const Value& object, const Value& start, const 
     return Value::string(std::move(out), &budget);
   }
   if (!object.is(Kind::list) && !object.is(Kind::tuple) && !object.is(Kind::range)) {
-    return Value::undefined(fmt::format("{} has no element slice", object_name(object)));
+    throw Failure(fmt::format("'{}' object is not subscriptable", type_name(object)));
+  }
+  if (object.is(Kind::range)) {
+    const auto& range = object.as<RangeObject>();
+    const Range r = slice_indices(start, stop, step, range.size());
+    auto part = std::make_shared<RangeObject>();
+    part->start = range.start + r.start * range.step;
+    part->stop = range.start + r.stop * range.step;
+    part->step = range.step * r.step;
+    return Value::object(Kind::range, std::move(part));
   }
   const std::vector<Value> items = to_list(object, budget);
   std::vector<Value> out;

@@ -47,11 +47,13 @@ Getter attribute_getter(const std::optional<Value>& attribute, std::optional<Val
   };
 }
 
-/// Wraps a step over the items of `value` into a generator; the step gives nothing to skip an item.
+/// Wraps a step over the items of `value` into a generator; the step gives nothing to skip an item. Like Python's, it looks
+/// at `value` only when it is first asked. None and other false values count as empty, as jinja2's map and select have it.
 Value generate(R r, V value, std::function<std::optional<Value>(const Value&)> step) {
-  const auto next = iterate(value, r.budget);
-  return make_iterator([next, step, &r]() -> std::optional<Value> {
+  return make_iterator([value, next = IteratorObject::Next(), step, &r]() mutable -> std::optional<Value> {
     const Deeper deeper(r);
+    if (!truthy(value)) return std::nullopt;
+    if (!next) next = iterate(value, r.budget);
     while (const auto item = next()) {
       r.budget.charge(1);
       if (auto result = step(*item)) return result;
@@ -73,7 +75,6 @@ Value map_filter(R r, V value, A a) {
   }
   if (a.positional.empty()) throw Failure("map requires a filter argument");
   const std::string name = text_argument(a.positional[0], "filter name").bytes();
-  if (!find_filter(name) && iterable(value) && truthy(value)) throw Failure(fmt::format("No filter named '{}'.", name));
   return generate(r, value, [name, arguments = rest(a, 1), &r](V item) { return std::optional(call_filter(r, name, item, arguments)); });
 }
 
@@ -146,6 +147,7 @@ Value dictsort_filter(R r, V value, A a) {
 Value unique_filter(R r, V value, A a) {
   const auto v = bind("unique", a, {"case_sensitive", "attribute"}, 0);
   const Getter getter = attribute_getter(v[1], {}, !v[0] || !truthy(*v[0]));
+  if (!iterable(value)) iterate(value, r.budget);
   auto seen = std::make_shared<std::unordered_multimap<size_t, Value>>();
   return generate(r, value, [getter, seen, &r](V item) -> std::optional<Value> {
     const Value key = getter(r, item);

@@ -62,10 +62,9 @@ Spec parse_spec(const Text& text) {
   return spec;
 }
 
-/// Python's 'g': significant digits, without trailing zeros, exponents of two digits; `repr_like` keeps ".0".
+/// Python's 'g': significant digits, without trailing zeros unless `alternate`.
 std::string general(double value, int precision, bool alternate) {
-  std::string s = fmt::format(fmt::runtime(alternate ? "{:#.{}g}" : "{:.{}g}"), value, std::min(precision, kMaxPrecision));
-  return s;
+  return fmt::format(fmt::runtime(alternate ? "{:#.{}g}" : "{:.{}g}"), value, std::min(precision, kMaxPrecision));
 }
 
 std::string digits_of(double value, const Spec& spec) {
@@ -83,7 +82,11 @@ std::string digits_of(double value, const Spec& spec) {
       std::transform(s.begin(), s.end(), s.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
       return s;
     }
-    case 0: return spec.precision < 0 ? repr_of_number(value) : general(value, std::max(spec.precision, 1), false);
+    case 0: {
+      if (spec.precision < 0) return repr_of_number(value);
+      const std::string s = general(value, std::max(spec.precision, 1), false);
+      return s.find_first_of(".e") == std::string::npos ? s + ".0" : s;
+    }
     default: throw Failure(fmt::format("Unknown format code '{}' for object of type 'float'", spec.type));
   }
 }

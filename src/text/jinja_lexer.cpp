@@ -146,6 +146,7 @@ class Lexer {
     end += dash ? 3 : 2;
     advance(dash ? skip_space(source_, end) : end);
     note_line_start();
+    if (pos_ == source_.size()) return true;
     for (size_t begin = pos_; (begin = source_.find("{%", begin)) != std::string::npos; begin += 2) {
       const char sign = sign_at(begin + 2);
       size_t close = match_word(begin + 2 + (sign != ' '), "endraw");

@@ -173,6 +173,7 @@ Parser::StmtPtr Parser::parse_for() {
   auto stmt = make(Stmt::Type::loop);
   next();
   stmt->targets.push_back(parse_target(false, true));
+  if (stmt->targets[0].name == "loop") fail("Can't assign to special loop variable in for-loop target");
   if (!skip_name("in")) fail(fmt::format("expected token 'in', got '{}'", describe(current())));
   stmt->exprs.push_back(parse_tuple(false, {"recursive"}, false));
   stmt->exprs.push_back(skip_name("if") ? parse_expression() : nullptr);
@@ -206,7 +207,7 @@ Target Parser::parse_target(bool with_attribute, bool with_tuple) {
   whole.parts.push_back(one());
   while (with_tuple && skip_op(",")) {
     whole.is_tuple = true;
-    if (current().is_name("in") || current().is_op("=") || current().is_op(")") || current().type == Token::Type::block_end) break;
+    if (current().is_name("in") || current().is_op(")") || current().type == Token::Type::block_end) break;
     whole.parts.push_back(one());
   }
   if (whole.is_tuple) return whole;

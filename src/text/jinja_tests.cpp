@@ -15,11 +15,14 @@ using A = const CallArguments&;
 template <Op Comparison>
 bool compares(R r, V value, A a) { return apply_comparison(r, Comparison, value, *bind("test", a, {"other"}, 1)[0]); }
 
-template <Kind Wanted>
-bool has_kind(R, V value, A a) {
+/// True; throws when a test that takes no arguments gets some.
+bool alone(A a) {
   bind("test", a, {}, 0);
-  return value.is(Wanted);
+  return true;
 }
+
+template <Kind Wanted>
+bool has_kind(R, V value, A a) { return alone(a) && value.is(Wanted); }
 
 bool remainder_is(R r, V value, int64_t divisor, int64_t rest) {
   return equal(apply(r, Op::mod, value, Value::integer(divisor)), Value::integer(rest), r.budget);
@@ -36,14 +39,15 @@ bool has_case(R r, V value, std::string_view method) {
   return truthy(call(r, *method_of(text, method), {}));
 }
 
-bool is_sequence(R, V value, A) {
+bool is_sequence(R, V value, A a) {
+  alone(a);
   switch (value.kind()) {
     case Kind::undefined: case Kind::string: case Kind::list: case Kind::tuple: case Kind::dict: case Kind::range: return true;
     default: return false;
   }
 }
 
-bool is_callable(R, V value, A) { return value.is(Kind::function) || value.is(Kind::undefined) || value.is(Kind::loop); }
+bool is_callable(R, V value, A a) { return alone(a) && (value.is(Kind::function) || value.is(Kind::undefined) || value.is(Kind::loop)); }
 
 Value range_function(R, const CallArguments& a) {
   if (!a.keyword.empty()) throw Failure("range() takes no keyword arguments");
@@ -101,26 +105,26 @@ Value joiner_function(R, const CallArguments& a) {
 
 Test find_test(std::string_view name) {
   static constexpr std::pair<std::string_view, Test> kTests[] = {
-      {"defined", [](R, V v, A) { return !v.is(Kind::undefined); }},
+      {"defined", [](R, V v, A a) { return alone(a) && !v.is(Kind::undefined); }},
       {"undefined", has_kind<Kind::undefined>}, {"none", has_kind<Kind::none>}, {"string", has_kind<Kind::string>},
       {"boolean", has_kind<Kind::boolean>}, {"integer", has_kind<Kind::integer>}, {"float", has_kind<Kind::number>},
       {"mapping", has_kind<Kind::dict>},
-      {"true", [](R, V v, A) { return v.is(Kind::boolean) && v.as_boolean(); }},
-      {"false", [](R, V v, A) { return v.is(Kind::boolean) && !v.as_boolean(); }},
-      {"number", [](R, V v, A) { return v.is_number(); }},
+      {"true", [](R, V v, A a) { return alone(a) && v.is(Kind::boolean) && v.as_boolean(); }},
+      {"false", [](R, V v, A a) { return alone(a) && v.is(Kind::boolean) && !v.as_boolean(); }},
+      {"number", [](R, V v, A a) { return alone(a) && v.is_number(); }},
       {"sequence", is_sequence},
-      {"iterable", [](R, V v, A) { return iterable(v); }},
+      {"iterable", [](R, V v, A a) { return alone(a) && iterable(v); }},
       {"callable", is_callable},
-      {"escaped", [](R, V, A) { return false; }},
-      {"odd", [](R r, V v, A) { return remainder_is(r, v, 2, 1); }},
-      {"even", [](R r, V v, A) { return remainder_is(r, v, 2, 0); }},
+      {"escaped", [](R, V, A a) { return !alone(a); }},
+      {"odd", [](R r, V v, A a) { return alone(a) && remainder_is(r, v, 2, 1); }},
+      {"even", [](R r, V v, A a) { return alone(a) && remainder_is(r, v, 2, 0); }},
       {"divisibleby", [](R r, V v, A a) { return equal(apply(r, Op::mod, v, *bind("divisibleby", a, {"num"}, 1)[0]), Value::integer(0), r.budget); }},
-      {"lower", [](R r, V v, A) { return has_case(r, v, "islower"); }},
-      {"upper", [](R r, V v, A) { return has_case(r, v, "isupper"); }},
+      {"lower", [](R r, V v, A a) { return alone(a) && has_case(r, v, "islower"); }},
+      {"upper", [](R r, V v, A a) { return alone(a) && has_case(r, v, "isupper"); }},
       {"sameas", same_as},
       {"in", [](R r, V v, A a) { return contains(*bind("in", a, {"seq"}, 1)[0], v, r.budget); }},
-      {"filter", [](R r, V v, A) { return find_filter(to_text(v, r.budget).bytes()) != nullptr; }},
-      {"test", [](R r, V v, A) { return find_test(to_text(v, r.budget).bytes()) != nullptr; }},
+      {"filter", [](R r, V v, A a) { return alone(a) && find_filter(to_text(v, r.budget).bytes()) != nullptr; }},
+      {"test", [](R r, V v, A a) { return alone(a) && find_test(to_text(v, r.budget).bytes()) != nullptr; }},
       {"==", compares<Op::eq>}, {"eq", compares<Op::eq>}, {"equalto", compares<Op::eq>},
       {"!=", compares<Op::ne>}, {"ne", compares<Op::ne>},
       {">", compares<Op::gt>}, {"gt", compares<Op::gt>}, {"greaterthan", compares<Op::gt>},

@@ -98,16 +98,16 @@ Value indent_filter(R r, V value, A a) {
 Value truncate_filter(R r, V value, A a) {
   const auto v = bind("truncate", a, {"length", "killwords", "end", "leeway"}, 0);
   if (value.is(Kind::undefined)) return value;
-  const Text& text = text_argument(value, "truncate's value");
   const int64_t length = v[0] ? integer_argument(*v[0], "length") : 255;
   const Text end = v[2] ? text_argument(*v[2], "end") : Text("...", true);
   const int64_t leeway = v[3] && !v[3]->is(Kind::none) ? integer_argument(*v[3], "leeway") : 5;
   const auto end_size = static_cast<int64_t>(count_code_points(end.bytes()));
-  r.budget.charge_text(text.size());
   if (length < end_size) throw Failure(fmt::format("expected length >= {}, got {}", end_size, length));
   if (leeway < 0) throw Failure(fmt::format("expected leeway >= 0, got {}", leeway));
-  const auto size = static_cast<int64_t>(count_code_points(text.bytes()));
-  if (size <= length || size - leeway <= length) return value;
+  const auto size = length_of(value);
+  if (size && (*size <= length || *size - leeway <= length)) return value;
+  const Text& text = text_argument(value, "truncate's value");
+  r.budget.charge_text(text.size());
   Text out = text.slice(0, offset_of(text.bytes(), static_cast<size_t>(length - end_size)));
   if (!v[1] || !truthy(*v[1])) {
     const size_t space = out.bytes().rfind(' ');
