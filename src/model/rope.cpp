@@ -37,18 +37,17 @@ std::vector<float> inverse_frequencies(const RopeSpec& spec) {
   return frequencies;
 }
 
-float yarn_mscale(float factor, float m) {
-  return factor <= 1 ? 1.0f : static_cast<float>(0.1 * static_cast<double>(m) * std::log(static_cast<double>(factor)) + 1.0);
-}
+double yarn_mscale(double factor, double m) { return factor <= 1 ? 1.0 : 0.1 * m * std::log(factor) + 1.0; }
 
 float rope_attention_factor(const RopeSpec& spec) {
   if (!spec.yarn) return 1;
-  return yarn_mscale(spec.yarn->factor, spec.yarn->mscale) / yarn_mscale(spec.yarn->factor, spec.yarn->mscale_all_dim);
+  const YarnSpec& yarn = *spec.yarn;
+  return static_cast<float>(yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim));
 }
 
-float mla_softmax_factor(const RopeSpec& spec) {
+double mla_softmax_factor(const RopeSpec& spec) {
   if (!spec.yarn || spec.yarn->mscale_all_dim == 0) return 1;
-  const float ms = yarn_mscale(spec.yarn->factor, spec.yarn->mscale_all_dim);
+  const double ms = yarn_mscale(spec.yarn->factor, spec.yarn->mscale_all_dim);
   return ms * ms;
 }
 

@@ -13,11 +13,11 @@ namespace conclave {
 std::vector<float> inverse_frequencies(const RopeSpec& spec);
 
 /// YaRN's magnitude 0.1 m ln(factor) + 1, or 1 for factors up to 1.
-float yarn_mscale(float factor, float m);
+double yarn_mscale(double factor, double m);
 /// Factor on cos and sin: ms(mscale) / ms(mscale_all_dim), 1 without YaRN.
 float rope_attention_factor(const RopeSpec& spec);
 /// Factor on MLA's softmax scale: ms(mscale_all_dim)^2, 1 without YaRN or with mscale_all_dim 0.
-float mla_softmax_factor(const RopeSpec& spec);
+double mla_softmax_factor(const RopeSpec& spec);
 
 /// Fills the first positions.size() rows of cos and sin [T, dim / 2] f32: the angle is rounded to f32 as the reference
 /// implementations do, its cosine and sine are exact to the last bit.

@@ -30,13 +30,14 @@ void parse_groups(const ConfigView& config, RouterSpec& router, int default_grou
   router.num_groups = bounded(config, "n_group", {1, kMaxExperts}, default_groups);
   if (router.num_experts % router.num_groups != 0)
     config.refuse("n_group", fmt::format("a divisor of n_routed_experts ({})", router.num_experts));
-  router.top_groups = bounded(config, "topk_group", {1, router.num_groups}, default_top);
   const int size = router.num_experts / router.num_groups;
+  const bool needs_pairs = router.group_score == RouterSpec::GroupScore::top2_sum && router.num_groups > 1;
+  if (needs_pairs && size < 2)
+    config.refuse("n_group", "groups of at least two experts, because a group's score is the sum of its best two");
+  router.top_groups = bounded(config, "topk_group", {1, router.num_groups}, default_top);
   if (router.top_k > router.top_groups * size)
     config.refuse("num_experts_per_tok", fmt::format("at most {}: topk_group ({}) groups of {} experts", router.top_groups * size,
                                                      router.top_groups, size));
-  const bool needs_pairs = router.group_score == RouterSpec::GroupScore::top2_sum && router.num_groups > 1;
-  if (needs_pairs && size < 2) config.refuse("n_group", "groups of at least two experts, because a group's score is the sum of its best two");
 }
 
 /// Softmax router; norm_topk_prob renormalises *instead of* scaling. Source: MoEGate of DeepSeek-V2's modeling_deepseek.py.
