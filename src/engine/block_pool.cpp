@@ -12,7 +12,8 @@ BlockPool::BlockPool(int num_blocks) : used_(static_cast<size_t>(num_blocks)) {
 }
 
 void BlockPool::take(int count, std::vector<int32_t>& table) {
-  if (count < 0 || count > free()) throw Error(Error::Kind::internal, fmt::format("{} cache blocks wanted, {} are free", count, free()));
+  if (count < 0 || count > free())
+    throw Error(Error::Kind::internal, fmt::format("{} cache blocks wanted, {} are free", count, free()));
   for (int i = 0; i < count; ++i) {
     used_[static_cast<size_t>(free_.back())] = true;
     table.push_back(free_.back());

@@ -20,7 +20,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr int kMaxBlockSize = 576;
 
-double ms_between(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double, std::milli>(to - from).count(); }
+double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_input, message); }
 
@@ -56,7 +58,8 @@ EngineOptions resolve(const ModelSpec& spec, EngineOptions o) {
 
 CacheShape cache_shape(const EngineOptions& o) {
   const int64_t per_sequence = (int64_t{o.max_context} + o.block_size - 1) / o.block_size;
-  const int64_t blocks = o.cache_tokens > 0 ? std::max<int64_t>(1, o.cache_tokens / o.block_size) : o.max_sequences * per_sequence;
+  const int64_t asked = std::max<int64_t>(1, o.cache_tokens / o.block_size);
+  const int64_t blocks = o.cache_tokens > 0 ? asked : o.max_sequences * per_sequence;
   check_range("cache blocks", blocks, 1, 1 << 30);
   return {*o.kv_dtype, static_cast<int>(blocks), o.block_size};
 }
@@ -85,8 +88,8 @@ void check_memory(const MemoryPlan& plan, size_t reserve) {
   const size_t available = available_memory();
   if (plan.total() + reserve <= available) return;
   throw Error(Error::Kind::out_of_memory,
-              fmt::format("not enough memory: {:.2f} GiB needed (weights {:.2f}, cache {:.2f}, activations {:.2f}, workspace {:.2f}, kept "
-                          "free {:.2f}), {:.2f} GiB available; use a shorter context, fewer sequences or a quantised checkpoint",
+              fmt::format("not enough memory: {:.2f} GiB needed (weights {:.2f}, cache {:.2f}, activations {:.2f}, workspace {:.2f}, "
+                          "kept free {:.2f}), {:.2f} GiB available; use a shorter context, fewer sequences or a quantised checkpoint",
                           gib(plan.total() + reserve), gib(plan.weights), gib(plan.kv_cache), gib(plan.activations),
                           gib(plan.workspace), gib(reserve), gib(available)));
 }
@@ -123,7 +126,9 @@ struct Engine::State {
                    .max_context = options.max_context}),
         sampler(spec.vocab_size) {}
 
-  std::span<const float> row(const Tensor& logits, int64_t i) const { return {logits.row<float>(i), static_cast<size_t>(spec.vocab_size)}; }
+  std::span<const float> row(const Tensor& logits, int64_t i) const {
+    return {logits.row<float>(i), static_cast<size_t>(spec.vocab_size)};
+  }
   void check_ids(std::span<const int32_t> ids) const;
   std::vector<Draw> draw_tokens(const StepPlan& plan, const Tensor& logits);
   void note_start(const StepPlan& plan, Clock::time_point now);
@@ -142,7 +147,8 @@ std::vector<Draw> Engine::State::draw_tokens(const StepPlan& plan, const Tensor&
   for (const Chunk& chunk : plan.chunks) {
     if (!chunk.sample) continue;
     const Sequence& s = scheduler.running(chunk.id);
-    draws.push_back(sampler.draw(row(logits, static_cast<int64_t>(draws.size())), s.request.sampling, {s.tokens, s.prompt_len}));
+    const auto scores = row(logits, static_cast<int64_t>(draws.size()));
+    draws.push_back(sampler.draw(scores, s.request.sampling, {s.tokens, s.prompt_len}));
   }
   return draws;
 }
@@ -251,8 +257,8 @@ StepPlan lone_step(std::span<const int32_t> tokens, int computed, int prompt_len
   for (int i = 0; i < count; ++i) plan.positions.push_back(computed + i);
   const int32_t blocks = (computed + count + block_size - 1) / block_size;
   for (int32_t block = 0; block < blocks; ++block) plan.blocks.push_back(block);
-  plan.chunks.push_back({.id = 0, .first_token = 0, .token_count = count, .context_len = computed + count, .prompt_len = prompt_len,
-                         .first_block = 0, .block_count = blocks, .sample = true});
+  plan.chunks.push_back({.id = 0, .first_token = 0, .token_count = count, .context_len = computed + count,
+                         .prompt_len = prompt_len, .first_block = 0, .block_count = blocks, .sample = true});
   return plan;
 }
 
@@ -284,7 +290,8 @@ Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens,
   std::vector<int32_t> rows;
   for (int done = 0; done < length; done += step) {
     const int count = std::min(step, length - done);
-    const StepPlan plan = lone_step(prompt.subspan(static_cast<size_t>(done), static_cast<size_t>(count)), done, length, cache.block_size);
+    const auto part = prompt.subspan(static_cast<size_t>(done), static_cast<size_t>(count));
+    const StepPlan plan = lone_step(part, done, length, cache.block_size);
     for (int first = 0; first < count; first += static_cast<int>(rows.size())) {
       rows.clear();
       for (int row = first; row < std::min(count, first + s.runner->max_logit_rows()); ++row) rows.push_back(row);

@@ -10,7 +10,8 @@ namespace conclave {
 namespace {
 
 void check(std::string_view field, float value, bool good, std::string_view range) {
-  if (!good || !std::isfinite(value)) throw Error(Error::Kind::bad_input, fmt::format("{} is {}, wanted {}", field, value, range));
+  if (!good || !std::isfinite(value))
+    throw Error(Error::Kind::bad_input, fmt::format("{} is {}, wanted {}", field, value, range));
 }
 
 }  // namespace

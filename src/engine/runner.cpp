@@ -20,7 +20,8 @@ size_t cache_bytes(const ModelSpec& spec, const CacheShape& c) {
   int64_t width = 0;  // elements per position and layer
   if (const auto* mla = std::get_if<MlaSpec>(&spec.attention)) width = int64_t{mla->kv_lora_rank} + mla->rope_dim;
   else if (const auto* gqa = std::get_if<GqaSpec>(&spec.attention)) width = int64_t{2} * gqa->num_kv_heads * gqa->head_dim;
-  const std::array<int64_t, 5> factors{spec.num_layers(), c.num_blocks, c.block_size, width, static_cast<int64_t>(size_of(c.dtype))};
+  const auto element = static_cast<int64_t>(size_of(c.dtype));
+  const std::array<int64_t, 5> factors{spec.num_layers(), c.num_blocks, c.block_size, width, element};
   return checked_product(factors, "cache");
 }
 

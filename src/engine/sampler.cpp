@@ -21,6 +21,10 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+bool has_penalties(const Sampling& s) {
+  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
+}
+
 }  // namespace
 
 Draw argmax(std::span<const float> logits) {
@@ -46,8 +50,8 @@ Sampler::Sampler(int vocab_size) : counts_(static_cast<size_t>(vocab_size)) {
   candidates_.reserve(counts_.size());
 }
 
-/// scores_ = logits after penalties. The repetition penalty counts prompt and answer (as transformers does), the other two only the
-/// answer (as the OpenAI API defines them).
+/// scores_ = logits after penalties. The repetition penalty counts prompt and answer (as transformers does), the other two only
+/// the answer (as the OpenAI API defines them).
 void Sampler::penalise(std::span<const float> logits, const Sampling& s, const TokenHistory& history) {
   if (logits.size() != counts_.size())
     throw Error(Error::Kind::internal, fmt::format("{} logits for a vocabulary of {}", logits.size(), counts_.size()));
@@ -55,7 +59,8 @@ void Sampler::penalise(std::span<const float> logits, const Sampling& s, const T
   if (s.repetition_penalty != 1.0f)
     for (const int32_t id : history.tokens) {
       const auto i = static_cast<size_t>(id);
-      if (counts_[i]++ == 0) scores_[i] = scores_[i] < 0 ? scores_[i] * s.repetition_penalty : scores_[i] / s.repetition_penalty;
+      if (counts_[i]++ == 0)
+        scores_[i] = scores_[i] < 0 ? scores_[i] * s.repetition_penalty : scores_[i] / s.repetition_penalty;
     }
   for (const int32_t id : history.tokens) counts_[static_cast<size_t>(id)] = 0;
   if (s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f) return;
@@ -90,11 +95,13 @@ double Sampler::normalise() {
   return 1.0 / sum;
 }
 
-/// Keeps a token while the more probable ones together stay below top_p; at least one. Takes them off a heap, because few are needed.
+/// Keeps a token while the more probable ones together stay below top_p; at least one. Takes them off a heap: few are needed.
 void Sampler::keep_top_p(float top_p) {
   if (top_p >= 1.0f) return;
   normalise();
-  const auto less_probable = [](const Candidate& a, const Candidate& b) { return a.score != b.score ? a.score < b.score : a.id > b.id; };
+  const auto less_probable = [](const Candidate& a, const Candidate& b) {
+    return a.score != b.score ? a.score < b.score : a.id > b.id;
+  };
   std::make_heap(candidates_.begin(), candidates_.end(), less_probable);
   double mass = 0;
   auto end = candidates_.end();
@@ -112,7 +119,8 @@ void Sampler::keep_min_p(float min_p) {
   std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < least; });
 }
 
-std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float> logits, const Sampling& s, const TokenHistory& history) {
+std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float> logits, const Sampling& s,
+                                                          const TokenHistory& history) {
   penalise(logits, s, history);
   candidates_.clear();
   for (size_t i = 0; i < scores_.size(); ++i)
@@ -128,7 +136,7 @@ Draw Sampler::draw(std::span<const float> logits, const Sampling& sampling, cons
   Draw best = argmax(logits);
   if (!best.error.empty()) return best;
   if (sampling.temperature == 0.0f) {
-    if (sampling.repetition_penalty == 1.0f && sampling.presence_penalty == 0.0f && sampling.frequency_penalty == 0.0f) return best;
+    if (!has_penalties(sampling)) return best;
     penalise(logits, sampling, history);
     return argmax(scores_);
   }

@@ -25,8 +25,9 @@ Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pool_
 void Scheduler::add(RequestId id, Request request) {
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
   if (prompt_len >= options_.max_context)
-    throw Error(Error::Kind::bad_input, fmt::format("the prompt has {} tokens, but the context holds {} including at least one new "
-                                                    "token; shorten the prompt or raise the context length", prompt_len, options_.max_context));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("the prompt has {} tokens, but the context holds {} including at least one new token; shorten the prompt "
+                            "or raise the context length", prompt_len, options_.max_context));
   Sequence sequence;
   sequence.id = id;
   sequence.prompt_len = static_cast<int>(prompt_len);
@@ -89,8 +90,10 @@ bool Scheduler::make_room(int blocks, uint64_t kept_session) {
   if (available < blocks) return false;
   while (pool_.free() < blocks) {
     auto oldest = sessions_.end();
-    for (auto it = sessions_.begin(); it != sessions_.end(); ++it)
-      if (it->first != kept_session && (oldest == sessions_.end() || it->second.last_used < oldest->second.last_used)) oldest = it;
+    for (auto it = sessions_.begin(); it != sessions_.end(); ++it) {
+      const bool older = oldest == sessions_.end() || it->second.last_used < oldest->second.last_used;
+      if (it->first != kept_session && older) oldest = it;
+    }
     pool_.give_back(oldest->second.blocks);
     sessions_.erase(oldest);
   }
@@ -118,7 +121,8 @@ void Scheduler::admit() {
   while (!waiting_.empty() && num_running() < options_.max_sequences) {
     Sequence& next = waiting_.front();
     const uint64_t session = next.request.session;
-    const bool busy = session != 0 && std::any_of(running_.begin(), running_.end(), [&](const Sequence& s) { return s.request.session == session; });
+    const auto in_session = [&](const Sequence& s) { return s.request.session == session; };
+    const bool busy = session != 0 && std::any_of(running_.begin(), running_.end(), in_session);
     if (busy || !reserve_blocks(next)) return;
     running_.push_back(std::move(next));
     waiting_.pop_front();
@@ -127,8 +131,9 @@ void Scheduler::admit() {
 
 void Scheduler::add_chunk(StepPlan& plan, Sequence& s, int count) {
   Chunk chunk{.id = s.id, .first_token = static_cast<int32_t>(plan.tokens.size()), .token_count = count,
-              .context_len = s.computed + count, .prompt_len = s.prompt_len, .first_block = static_cast<int32_t>(plan.blocks.size()),
-              .block_count = blocks_for(s.computed + count), .sample = count == s.pending()};
+              .context_len = s.computed + count, .prompt_len = s.prompt_len,
+              .first_block = static_cast<int32_t>(plan.blocks.size()), .block_count = blocks_for(s.computed + count),
+              .sample = count == s.pending()};
   for (int position = s.computed; position < chunk.context_len; ++position) {
     plan.tokens.push_back(s.tokens[static_cast<size_t>(position)]);
     plan.positions.push_back(position);
@@ -240,7 +245,8 @@ void Scheduler::check_invariants() const {
     require(s.blocks.empty() && s.computed == 0, "a waiting sequence owns blocks", s.id);
   }
   for (const auto& [id, cache] : sessions_) {
-    require(static_cast<int>(cache.blocks.size()) == blocks_for(static_cast<int>(cache.tokens.size())), "a session's blocks do not match its tokens", id);
+    const int wanted = blocks_for(static_cast<int>(cache.tokens.size()));
+    require(static_cast<int>(cache.blocks.size()) == wanted, "a session's blocks do not match its tokens", id);
     own(cache.blocks, id);
   }
   require(num_running() <= options_.max_sequences, "more sequences run than allowed", static_cast<uint64_t>(num_running()));

@@ -126,8 +126,9 @@ Tensor Decoder::forward(std::span<const int32_t> ids, std::span<const int32_t> p
   Activations& a = *a_;
   if (ids.empty() || static_cast<int64_t>(ids.size()) > a.ids.dim[0] || positions.size() != ids.size() ||
       kv.size() != spec_.layers.size())
-    throw Error(Error::Kind::internal, fmt::format("a step of {} ids, {} positions and {} cache layers; limits are {} rows and {} layers",
-                                                   ids.size(), positions.size(), kv.size(), a.ids.dim[0], spec_.layers.size()));
+    throw Error(Error::Kind::internal,
+                fmt::format("a step of {} ids, {} positions and {} cache layers; limits are {} rows and {} layers", ids.size(),
+                            positions.size(), kv.size(), a.ids.dim[0], spec_.layers.size()));
   a.begin_step(ids, positions);
   const Tensor residual = a.of(a.residual), normed = a.of(a.normed), delta = a.of(a.delta);
   Tensor flat_ids = view(a.ids.data, {a.rows}, DType::i32);
@@ -179,7 +180,8 @@ void Decoder::attend(const GqaWeights& w, const GqaSpec& spec, const KvLayer& kv
 
 void Decoder::attend(const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv, const BatchView& batch) {
   const Activations& a = *a_;
-  const Tensor normed = a.of(a.normed), q = a.of(a.q), latent = a.of(a.latent), k_rope = a.of(a.k_rope), mixed = a.of(a.mixed);
+  const Tensor normed = a.of(a.normed), q = a.of(a.q), mixed = a.of(a.mixed);
+  const Tensor latent = a.of(a.latent), k_rope = a.of(a.k_rope);
   if (spec.q_lora_rank > 0) {
     const Tensor q_a = a.of(a.q_a);
     const Backend::Linear projections[] = {{q_a, &w.q_a}, {latent, &w.kv_a_latent}, {k_rope, &w.kv_a_rope}};
@@ -209,7 +211,11 @@ void Decoder::feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Ta
   const Routing routing = a.routing();
   backend_.linear(router_logits, normed, w.router);
   backend_.route(routing, router_logits, w.selection_bias, spec.router);
-  if (tap) tap("router_logits", layer, router_logits), tap("experts", layer, routing.expert), tap("weights", layer, routing.weight);
+  if (tap) {
+    tap("router_logits", layer, router_logits);
+    tap("experts", layer, routing.expert);
+    tap("weights", layer, routing.weight);
+  }
   backend_.ffn(a.of(a.delta), normed, routing, w.experts, w.shared ? &*w.shared : nullptr);
 }
 

@@ -93,7 +93,8 @@ class LoadPlan {
   size_t bytes() const {
     size_t total = 0;
     for (const Item& item : items_)
-      if (__builtin_add_overflow(total, item.bytes, &total)) throw Error(Error::Kind::bad_model, "the model's weights exceed the address space");
+      if (__builtin_add_overflow(total, item.bytes, &total))
+        throw Error(Error::Kind::bad_model, "the model's weights exceed the address space");
     return total;
   }
 
@@ -171,9 +172,10 @@ class LoadPlan {
     items_.push_back({latent_bytes + rope_bytes, [=, this, &out](std::span<std::byte> dst) {
                         const StoredMatrix m = reader_.matrix(name, MatrixRole::linear);
                         Pieces pieces(dst);
-                        out.kv_a_latent = backend_.pack(row_range(m.host, 0, spec.kv_lora_rank), Layout::panels, pieces.next(latent_bytes));
-                        out.kv_a_rope = backend_.pack(row_range(m.host, spec.kv_lora_rank, spec.rope_dim), Layout::panels,
-                                                      pieces.next(rope_bytes));
+                        const HostMatrix latent = row_range(m.host, 0, spec.kv_lora_rank);
+                        const HostMatrix rope = row_range(m.host, spec.kv_lora_rank, spec.rope_dim);
+                        out.kv_a_latent = backend_.pack(latent, Layout::panels, pieces.next(latent_bytes));
+                        out.kv_a_rope = backend_.pack(rope, Layout::panels, pieces.next(rope_bytes));
                         reader_.release(m);
                       }});
   }
