@@ -52,7 +52,7 @@ void BpeModel::add_merges(const std::vector<std::pair<std::string, std::string>>
   const std::string& prefix = options_.continuing_subword_prefix;
   never_crosses_marks_ = !options_.ignore_merges && prefix.empty() && options_.end_of_word_suffix.empty() && allowed(vocabulary_.find(kSpaceMark));
   for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const auto& [left, right] = merges[rank];
+    const std::string &left = merges[rank].first, &right = merges[rank].second;
     const auto wanted = [&](std::string_view token) {
       const int32_t id = vocabulary_.find(token);
       if (id < 0)
