@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/dialogue.h"
 #include "cli/engine_start.h"
+#include "cli/json_lines.h"
 #include "cli/line_reader.h"
 #include "cli/model_files.h"
 #include "cli/model_options.h"
@@ -145,7 +146,7 @@ class ChatCommand : public Command {
     }
     if (name == "/load") {
       need_file();
-      return session.dialogue.load(read_json_file(argument));
+      return session.dialogue.load(parse_json(read_input(argument, "/load"), argument));
     }
     const std::string near = closest(name, {"/help", "/exit", "/clear", "/regen", "/system", "/save", "/load", "/stats"});
     throw Error(Error::Kind::bad_input, fmt::format("unknown command {}{}; /help lists them", name, near.empty() ? "" : fmt::format("; did you mean {}?", near)));

@@ -4,11 +4,10 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/model_files.h"
 #include "core/error.h"
 #include "io/checkpoint.h"
 #include "model/inspect.h"
-#include "model/presets.h"
-#include "model/synth.h"
 
 namespace conclave {
 namespace {
@@ -43,8 +42,7 @@ class InspectCommand : public Command {
   int execute(const OptionTable&, Console& console) override {
     if (positionals_.empty()) throw Error(Error::Kind::bad_input, "no model given; usage: conclave inspect MODEL, a folder, a config.json or a published shape");
     const std::string& model = positionals_[0];
-    const bool preset = is_preset(model) && !fs::exists(model);
-    const ModelSpec spec = parse_spec(config_of(model), preset ? model : (fs::path(model) / "config.json").string());
+    const ModelSpec spec = parse_spec(read_shape(model), config_name(model));
     std::unique_ptr<Checkpoint> checkpoint;
     if (fs::is_directory(model) && has_weights(model)) checkpoint = std::make_unique<Checkpoint>(model);
     if (!checkpoint) console.log.info(fmt::format("{} has no weight files: types follow from its configuration", model));

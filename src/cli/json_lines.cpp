@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -18,19 +19,19 @@ constexpr size_t kMaxLineBytes = size_t{64} << 20;
 [[noreturn]] void refuse(const std::string& where, const char* key, const nlohmann::ordered_json& found, std::string_view wanted) {
   throw Error(Error::Kind::bad_input, fmt::format("{}: \"{}\" is {}, wanted {}", where, key, found.type_name(), wanted));
 }
+void open_input(const std::string& file, std::ifstream& in, std::string_view option) {
+  if (file == "-") return;
+  std::error_code error;
+  if (std::filesystem::is_directory(file, error)) throw Error(Error::Kind::bad_input, fmt::format("{}: {} is a folder, wanted a file", option, file));
+  in.open(file, std::ios::binary);
+  if (!in) throw Error(Error::Kind::bad_input, fmt::format("{}: {} cannot be read: {}", option, file, std::strerror(errno)));
+}
+
 }  // namespace
 
 void for_each_json_line(const std::string& file, const std::function<void(const nlohmann::ordered_json&, const std::string&)>& visit) {
   std::ifstream opened;
-  if (file != "-") {
-    opened.open(file, std::ios::binary);
-    if (!opened || opened.peek() == std::ifstream::traits_type::eof()) {
-      std::error_code error;
-      if (!std::filesystem::is_regular_file(file, error) && !std::filesystem::is_fifo(file, error)) {
-        throw Error(Error::Kind::bad_input, fmt::format("{}: cannot read it: {}", file, opened ? "it is not a file" : std::strerror(errno)));
-      }
-    }
-  }
+  open_input(file, opened, "input");
   std::istream& in = file == "-" ? std::cin : opened;
   const std::string source = file == "-" ? "standard input" : file;
   std::string line;
@@ -41,9 +42,16 @@ void for_each_json_line(const std::string& file, const std::function<void(const 
   }
 }
 
-std::string read_standard_input() {
-  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
-  if (std::cin.bad()) throw Error(Error::Kind::internal, "standard input: cannot read it");
+std::string read_input(const std::string& file, std::string_view option, size_t max_bytes) {
+  std::ifstream opened;
+  open_input(file, opened, option);
+  std::istream& in = file == "-" ? std::cin : opened;
+  std::string text;
+  for (char block[1 << 16]; in.read(block, sizeof block), in.gcount() > 0;) {
+    text.append(block, static_cast<size_t>(in.gcount()));
+    if (text.size() > max_bytes) throw Error(Error::Kind::bad_input, fmt::format("{}: {} has more than the {} bytes that are read", option, file, max_bytes));
+  }
+  if (in.bad()) throw Error(Error::Kind::bad_input, fmt::format("{}: {} cannot be read: {}", option, file, std::strerror(errno)));
   return text;
 }
 

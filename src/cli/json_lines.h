@@ -1,9 +1,10 @@
 #pragma once
-// Input of one JSON value per line, from a file or standard input ("-"). Errors name source and line.
+// Input from the user's files or standard input ("-"): whole, or one JSON value per line. Errors name source and line.
 #include <cstdint>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 
 namespace conclave {
 
@@ -11,8 +12,8 @@ namespace conclave {
 /// not JSON.
 void for_each_json_line(const std::string& file, const std::function<void(const nlohmann::ordered_json& value, const std::string& where)>& visit);
 
-/// All of standard input. Throws internal on read errors.
-std::string read_standard_input();
+/// A file's (or with "-" standard input's) bytes. Throws bad_input naming `option`, the file and the cause.
+std::string read_input(const std::string& file, std::string_view option, size_t max_bytes = size_t{64} << 20);
 
 /// Typed members of a JSON object from the user: missing or null gives the fallback; another kind throws bad_input naming `where`.
 bool boolean_or(const nlohmann::ordered_json& object, const char* key, bool fallback, const std::string& where);

@@ -1,6 +1,7 @@
 #include "cli/model_files.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -40,19 +41,34 @@ bool has_tokenizer_files(const fs::path& folder) {
 
 }  // namespace
 
+Json read_shape(const std::string& model) {
+  if (model.empty()) throw Error(Error::Kind::bad_input, "no model given; name a model folder as the first argument or with --model");
+  if (fs::exists(model)) return read_config(model);
+  if (is_preset(model)) return preset_config(model);
+  std::vector<std::string_view> names;
+  for (const Preset& preset : presets()) names.push_back(preset.name);
+  throw Error(Error::Kind::bad_model, fmt::format("{} is neither a folder nor a published shape ({})", model, fmt::join(names, ", ")));
+}
+
+std::string config_name(const std::string& model) {
+  const bool folder = fs::is_directory(model);
+  return folder ? (fs::path(model) / "config.json").string() : model;
+}
+
 ModelSpec read_spec(const ModelOptions& options) {
-  if (options.model.empty()) throw Error(Error::Kind::bad_input, "no model given; name a model folder as the first argument or with --model");
-  const std::string file = (fs::path(options.model) / "config.json").string();
+  const std::string& model = options.model;
   if (options.random_weights) {
-    Json config = config_of(options.model);
+    Json config = read_shape(model);
     if (options.layers > 0) reduce_layers(config, options.layers);
-    return parse_spec(config, is_preset(options.model) ? options.model : file);
-  }
-  if (is_preset(options.model) && !fs::exists(options.model)) {
-    throw Error(Error::Kind::bad_model, fmt::format("{} is a published shape, not a folder; add --random-weights to run it without files", options.model));
+    if (options.format != "auto") describe_format(config, parse_random_format(options.format));
+    return parse_spec(config, config_name(model));
   }
   if (options.layers > 0) throw Error(Error::Kind::bad_input, "--layers needs --random-weights: a stored model runs whole");
-  return parse_spec(read_config(options.model), file);
+  if (is_preset(model) && !fs::exists(model)) {
+    throw Error(Error::Kind::bad_model, fmt::format("{} is a published shape, not a folder; add --random-weights to run it without files", model));
+  }
+  if (model.empty()) read_shape(model);
+  return parse_spec(read_config(model), config_name(model));
 }
 
 ModelFiles open_model(const ModelOptions& options, const Log& log) {
@@ -61,8 +77,8 @@ ModelFiles open_model(const ModelOptions& options, const Log& log) {
   if (options.random_weights) {
     model.spec = read_spec(options);
     model.random = true;
-    model.source = random_source(model.spec, options.format == "auto" ? format_of(model.spec) : parse_random_format(options.format), *options.random_weights);
-    if (!is_preset(options.model)) model.folder = fs::is_directory(options.model) ? fs::path(options.model) : fs::path(options.model).parent_path();
+    model.source = random_source(model.spec, format_of(model.spec), *options.random_weights);
+    if (fs::exists(options.model)) model.folder = fs::is_directory(options.model) ? fs::path(options.model) : fs::path(options.model).parent_path();
     return model;
   }
   model.spec = read_spec(options);

@@ -3,6 +3,7 @@
 // random weights a folder or file with config.json alone, or the name of a published shape.
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,6 +18,10 @@
 
 namespace conclave {
 
+/// config.json of a folder or file, or of a published shape. Throws bad_input when `model` is empty, bad_model.
+nlohmann::ordered_json read_shape(const std::string& model);
+/// What messages call the configuration of `model`.
+std::string config_name(const std::string& model);
 /// The model's description alone; reads config.json only. Throws bad_input without MODEL, bad_model, unsupported.
 ModelSpec read_spec(const ModelOptions& options);
 

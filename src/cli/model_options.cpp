@@ -89,6 +89,7 @@ EngineOptions engine_options(const ModelOptions& o) {
   e.backend = o.backend;
   e.isa = o.isa;
   e.threads = o.threads;
+  e.pin_threads = o.bind == "on";
   e.precision = o.precision == "exact" ? Precision::exact : Precision::fast;
   e.arithmetic = dtype_named(o.dtype);
   e.kv_dtype = dtype_named(o.kv_dtype);

@@ -8,7 +8,6 @@
 #include "cli/output.h"
 #include "cli/token_ids.h"
 #include "core/error.h"
-#include "core/json.h"
 
 namespace conclave {
 namespace fs = std::filesystem;
@@ -21,8 +20,7 @@ constexpr std::string_view kDefaultPrompt = "What's deep learning?";
 [[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_input, message); }
 
 std::string read_prompt_file(const std::string& file) {
-  if (file != "-" && !fs::exists(file)) refuse(fmt::format("--prompt-file: {} does not exist", file));
-  std::string text = file == "-" ? read_standard_input() : read_text_file(file, kMaxPromptBytes);
+  std::string text = read_input(file, "--prompt-file", kMaxPromptBytes);
   require_utf8(text, file);
   if (text.ends_with('\n')) text.pop_back();  // the line end that editors add
   return text;
@@ -112,7 +110,7 @@ std::optional<ChatTemplate> choose_template(const PromptOptions& options, const 
   }
   if (!options.chat_template.empty()) {
     const std::string& given = options.chat_template;
-    if (given.size() < 4096 && fs::is_regular_file(given)) return ChatTemplate::from_text(read_text_file(given, kMaxPromptBytes), model.folder);
+    if (given.size() < 4096 && fs::is_regular_file(given)) return ChatTemplate::from_text(read_input(given, "--chat-template", kMaxPromptBytes), model.folder);
     if (given.find('{') == std::string::npos) refuse(fmt::format("--chat-template: {} is neither a file nor a template ({{{{ ... }}}})", given));
     return ChatTemplate::from_text(given, model.folder);
   }

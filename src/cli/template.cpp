@@ -70,7 +70,7 @@ class TemplateCommand : public Command {
 
   void render_one(Console& console) {
     const std::string source = messages_ == "-" ? "standard input" : messages_;
-    const Json messages = messages_ == "-" ? parse_json(read_standard_input(), source) : read_json_file(messages_);
+    const Json messages = parse_json(read_input(messages_, "--messages"), source);
     if (!messages.is_array()) {
       throw Error(Error::Kind::bad_input, fmt::format("{}: found {}, wanted a list of {{\"role\", \"content\"}}", source, messages.type_name()));
     }

@@ -47,7 +47,7 @@ class TokenizeCommand : public Command {
     const auto tokenizer = load_tokenizer(positionals_[0], tokenizer_file_);
     const EncodeOptions defaults{.add_special_tokens = !bare_, .parse_special = parse_special_};
     if (jsonl_.empty()) {
-      const std::string text = positionals_.size() > 1 ? positionals_[1] : read_standard_input();
+      const std::string text = positionals_.size() > 1 ? positionals_[1] : read_input("-", "TEXT");
       require_utf8(text, positionals_.size() > 1 ? "TEXT" : "standard input");
       const std::vector<int32_t> ids = tokenizer->encode(text, defaults);
       console.out.line(json_ ? answer(*tokenizer, ids) : join_ids(ids));

@@ -120,7 +120,7 @@ struct Engine::State {
   double load_ms = 0;
 
   State(ModelSpec s, const EngineOptions& o)
-      : spec(std::move(s)), options(resolve(spec, o)), pool(options.threads), backend(make_backend(options, pool)),
+      : spec(std::move(s)), options(resolve(spec, o)), pool(options.threads, options.pin_threads), backend(make_backend(options, pool)),
         scheduler({.max_sequences = options.max_sequences, .max_step_tokens = options.max_step_tokens,
                    .block_size = options.block_size, .num_blocks = cache_shape(options).num_blocks,
                    .max_context = options.max_context}),

@@ -30,6 +30,7 @@ struct EngineOptions {
   std::string backend = "cpu";  ///< "cpu" or "reference"
   std::string isa;              ///< empty: best of the machine, or CONCLAVE_ISA
   int threads = 0;              ///< 0: all available processors
+  bool pin_threads = true;      ///< workers stay on their processors
   Precision precision = Precision::fast;
   std::optional<DType> arithmetic;  ///< --dtype; nothing = the file's
   std::optional<DType> kv_dtype;    ///< --kv-dtype; nothing = f32 (exact) or the arithmetic type (fast)

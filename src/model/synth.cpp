@@ -25,19 +25,6 @@ constexpr std::string_view kInt8Config = R"({"config_groups": {"group_0": {
   "format": "int-quantized", "ignore": ["lm_head", "re:.*\\.gate$", "re:.*\\.kv_b_proj$"], "kv_cache_scheme": null,
   "quant_method": "compressed-tensors", "quantization_status": "compressed"})";
 
-/// The configuration that describes weights of this format without multi-token-prediction layers.
-void describe_format(Json& config, RandomFormat format) {
-  config.erase("quantization_config");
-  if (format == RandomFormat::fp8) config["quantization_config"] = Json::parse(kFp8Config);
-  if (format == RandomFormat::int8) config["quantization_config"] = Json::parse(kInt8Config);
-  const char* key = config.contains("dtype") ? "dtype" : "torch_dtype";
-  if (format == RandomFormat::f32) config[key] = "float32";
-  if (format == RandomFormat::f16) config[key] = "float16";
-  if (format == RandomFormat::bf16) config[key] = "bfloat16";
-  if (key == std::string_view("dtype")) config.erase("torch_dtype");
-  if (config.contains("num_nextn_predict_layers")) config["num_nextn_predict_layers"] = 0;
-}
-
 size_t bytes_of(const Entry& entry) { return checked_product(entry.shape, entry.name) * size_of(entry.dtype); }
 
 /// Tensors of a shard; a weight and its scales stay together.
@@ -65,14 +52,18 @@ std::vector<ShardPlan> plan_shards(const ModelSpec& spec, RandomFormat format, s
 void prepare_folder(const fs::path& out, size_t bytes) {
   std::error_code status;
   if (fs::exists(out, status) && (!fs::is_directory(out, status) || !fs::is_empty(out, status)))
-    throw Error(Error::Kind::bad_input, fmt::format("{}: exists and is no empty folder; name another one", out.string()));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("{}: exists and is no empty folder; name another one", out.string()));
   fs::create_directories(out, status);
-  if (status) throw Error(Error::Kind::internal, fmt::format("{}: cannot be created: {}", out.string(), status.message()));
+  if (status)
+    throw Error(Error::Kind::internal, fmt::format("{}: cannot be created: {}", out.string(), status.message()));
   const fs::space_info space = fs::space(out, status);
   if (!status && space.available < bytes)
-    throw Error(Error::Kind::internal, fmt::format("{}: {:.2f} GB are needed, {:.2f} GB are free; free space, choose another folder or fewer "
-                                                   "--layers", out.string(), static_cast<double>(bytes) / 1e9,
-                                                   static_cast<double>(space.available) / 1e9));
+    throw Error(
+        Error::Kind::internal,
+        fmt::format("{}: {:.2f} GB are needed, {:.2f} GB are free; free space, choose another folder or fewer "
+                    "--layers",
+                    out.string(), static_cast<double>(bytes) / 1e9, static_cast<double>(space.available) / 1e9));
 }
 
 std::string shard_name(size_t index, size_t count) {
@@ -89,9 +80,12 @@ Json config_of(const std::string& preset_or_path) {
 }
 
 void reduce_layers(Json& config, int layers) {
-  const int stored = config.contains("num_hidden_layers") && config["num_hidden_layers"].is_number() ? config["num_hidden_layers"].get<int>() : 0;
+  const int stored = config.contains("num_hidden_layers") && config["num_hidden_layers"].is_number()
+                         ? config["num_hidden_layers"].get<int>()
+                         : 0;
   if (layers < 1 || layers > stored)
-    throw Error(Error::Kind::bad_input, fmt::format("layers is {}, wanted 1 to {} (num_hidden_layers of the configuration)", layers, stored));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("layers is {}, wanted 1 to {} (num_hidden_layers of the configuration)", layers, stored));
   config["num_hidden_layers"] = layers;
   const auto at_most = [&](const char* key, int most) {
     if (config.contains(key) && config[key].is_number() && config[key].get<int>() > most) config[key] = most;
@@ -100,6 +94,18 @@ void reduce_layers(Json& config, int layers) {
   at_most("moe_layer_start_index", layers - 1);
   at_most("moe_layer_end_index", layers - 1);
   at_most("moe_layer_interval", layers);
+}
+
+void describe_format(Json& config, RandomFormat format) {
+  config.erase("quantization_config");
+  if (format == RandomFormat::fp8) config["quantization_config"] = Json::parse(kFp8Config);
+  if (format == RandomFormat::int8) config["quantization_config"] = Json::parse(kInt8Config);
+  const char* key = config.contains("dtype") ? "dtype" : "torch_dtype";
+  if (format == RandomFormat::f32) config[key] = "float32";
+  if (format == RandomFormat::f16) config[key] = "float16";
+  if (format == RandomFormat::bf16) config[key] = "bfloat16";
+  if (key == std::string_view("dtype")) config.erase("torch_dtype");
+  if (config.contains("num_nextn_predict_layers")) config["num_nextn_predict_layers"] = 0;
 }
 
 RandomFormat format_of(const ModelSpec& spec) {

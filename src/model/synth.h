@@ -1,6 +1,7 @@
 #pragma once
-// Random-weight checkpoints in the published layout, for tests and benchmarks at real shapes. Memory stays at one tensor; shards
-// appear under their final names only when complete, and config.json last, so that an unfinished folder is never taken for a model.
+// Random-weight checkpoints in the published layout, for tests and benchmarks at real shapes. Memory stays at one
+// tensor; shards appear under their final names only when complete, and config.json last, so that an unfinished folder
+// is never taken for a model.
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -27,8 +28,8 @@ struct SynthReport {
   size_t bytes = 0;  ///< tensor data
 };
 
-/// Throws bad_input: unknown preset, occupied folder, more layers than the configuration has; bad_model: a configuration that does not
-/// parse; internal: the disk is too small or fails.
+/// Throws bad_input: unknown preset, occupied folder, more layers than the configuration has; bad_model: a
+/// configuration that does not parse; internal: the disk is too small or fails.
 SynthReport synthesise(const SynthOptions& options);
 
 /// Config of a preset name, folder or file.
@@ -36,6 +37,8 @@ nlohmann::ordered_json config_of(const std::string& preset_or_path);
 /// Sets num_hidden_layers and pulls the dense/sparse boundaries in, so that at least one sparse layer stays.
 /// Throws bad_input unless 1 <= layers <= the configuration's own.
 void reduce_layers(nlohmann::ordered_json& config, int layers);
+/// Makes the configuration say that its weights are stored in `format`, without multi-token-prediction layers.
+void describe_format(nlohmann::ordered_json& config, RandomFormat format);
 /// Format in which a configuration says its linear weights are stored.
 RandomFormat format_of(const ModelSpec& spec);
 

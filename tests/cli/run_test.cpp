@@ -251,7 +251,8 @@ TEST(Run, RandomWeightsNeedConfigJsonOnlyAndAreMarked) {
     EXPECT_EQ(r.exit_code, 0) << format << ": " << r.err;
     EXPECT_NE(r.out.find("means nothing"), std::string::npos) << r.out;
   }
-  expect_refused(conclave({"run", folder.path.string(), "--layers", "2"}), 3, {folder.path.string()});
+  expect_refused(conclave({"run", folder.path.string(), "--layers", "2"}), 2, {"--layers", "--random-weights"});
+  expect_refused(conclave({"run", folder.path.string()}), 3, {folder.path.string()});
 }
 
 TEST(Run, InterruptionStopsCleanlyWithPartialOutput) {
