@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "text/regex.h"
+#include "text/unicode_additions.h"
 
 namespace conclave {
 namespace {
@@ -31,6 +32,17 @@ constexpr std::string_view kShortCategories =
 constexpr std::string_view kBinaryProperties =
     " alphabetic lowercase uppercase whitespace ideographic math emoji emojipresentation extendedpictographic hexdigit "
     "idstart idcontinue xidstart xidcontinue cased dash diacritic unifiedideograph ";
+
+/// What to add to a class for a category, so that it covers Unicode 16; empty for other properties.
+std::string additions_to(std::string_view property) {
+  std::string ranges;
+  for (const UnicodeAddition& a : kUnicodeAdditions) {
+    const bool han = property == "sc:Han" && a.category == "Lo" && a.first >= 0x2B739;
+    if (han || property == a.category || property == a.category.substr(0, 1))
+      ranges += fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", static_cast<uint32_t>(a.first), static_cast<uint32_t>(a.last));
+  }
+  return ranges;
+}
 
 class Translator {
  public:
@@ -135,7 +147,9 @@ class Translator {
     else if (kShortCategories.find(fmt::format(" {} ", name)) == std::string_view::npos &&
              kBinaryProperties.find(fmt::format(" {} ", folded)) == std::string_view::npos)
       resolved = fmt::format("sc:{}", name);  // a bare script name would mean script extensions in PCRE2
-    return fmt::format("\\{}{{{}}}", negated ? 'P' : 'p', resolved);
+    const std::string additions = additions_to(resolved);
+    if (additions.empty()) return fmt::format("\\{}{{{}}}", negated ? 'P' : 'p', resolved);
+    return fmt::format("[{}\\p{{{}}}{}]", negated ? "^" : "", resolved, additions);
   }
 
   std::string escape() {  // outside a class; at the backslash
@@ -212,11 +226,10 @@ class Translator {
       now.nested.push_back(char_class(depth + 1));
     } else if (in_[at_] == '\\') {
       const char c = peek(1);
-      if (c == 'w') now.plain += kWordInClass, at_ += 2;
-      else if (c == 'h') now.plain += "0-9A-Fa-f", at_ += 2;
-      else if (c == 'b') now.plain += "\\x08", at_ += 2;
-      else if (c == 'W' || c == 'H') now.nested.push_back(escape());
-      else now.plain += escape();
+      if (c == 'b') now.plain += "\\x08", at_ += 2;
+      else if (const std::string one = escape(); one.starts_with("[^")) now.nested.push_back(one);
+      else if (one.starts_with('[')) now.plain += one.substr(1, one.size() - 2);
+      else now.plain += one;
     } else {
       now.plain += in_[at_++];
     }

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "core/error.h"
+#include "text/unicode_additions.h"
 
 namespace conclave {
 namespace {
@@ -98,7 +99,9 @@ bool is_white_space(char32_t code) {
 bool is_numeric(char32_t code) {
   if (code < 0x80) return code >= '0' && code <= '9';
   const auto c = category(code);
-  return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
+  if (c != UTF8PROC_CATEGORY_CN) return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
+  return std::any_of(kUnicodeAdditions.begin(), kUnicodeAdditions.end(),
+                     [&](const UnicodeAddition& a) { return a.category[0] == 'N' && code >= a.first && code <= a.last; });
 }
 
 bool is_mark(char32_t code) {

@@ -43,6 +43,12 @@ TEST(Regex, class_intersection_and_nesting) {
   EXPECT_EQ(matches("[a[^b]]+", "ab"), (Found{"a"}));
 }
 
+TEST(Regex, categories_are_those_of_unicode_16) {
+  EXPECT_EQ(matches("\\p{S}", "\U0001FA77\U0001FADC"), (Found{"\U0001FA77", "\U0001FADC"}));
+  EXPECT_EQ(matches("[^\\P{L}a]", "a\U0002EBF0b"), (Found{"\U0002EBF0", "b"}));
+  EXPECT_EQ(matches("\\P{N}", "1\U00010D40x"), (Found{"x"}));
+}
+
 TEST(Regex, hex_digits) { EXPECT_EQ(matches("\\h+", "xBEEF "), (Found{"BEEF"})); }
 
 TEST(Regex, refuses_what_it_cannot_express) {
