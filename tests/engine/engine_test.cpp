@@ -240,6 +240,13 @@ TEST_F(EngineTest, TraceRefusesToDisturbRunningRequests) {
   EXPECT_THROW(engine.trace(std::vector<int32_t>{1}, 1), Error);
 }
 
+TEST_F(EngineTest, CanBeDestroyedWithWorkLeft) {
+  Engine engine = make();
+  engine.submit(request(golden_.prompt("long"), 12));
+  engine.step();
+  engine.submit(request(golden_.prompt("mid"), 12));
+}
+
 class ChatSession : public testing::TestWithParam<std::string> {};
 
 /// Three turns in one session give the tokens of three computations from scratch, and reuse what was cached.

@@ -4,7 +4,7 @@
 
 #include "core/error.h"
 #include "core/float_types.h"
-#include "model/tensor_reader.h"
+#include "model/decoder.h"
 #include "support/edited_source.h"
 #include "support/golden.h"
 
@@ -49,6 +49,19 @@ Dense stored(const TensorSource& source, const std::string& name) {
   return d;
 }
 
+/// Both forms of the up-projections hold `kv_b` [H * (nope + v), rank] exactly.
+void expect_kv_b(Backend& backend, const MlaUpWeights& up, const MlaSpec& mla, const Dense& kv_b) {
+  EXPECT_EQ(values_of(backend, up.kv_b), kv_b.values);
+  for (int h = 0; h < mla.num_heads; ++h) {
+    const int64_t first = int64_t{h} * (mla.nope_dim + mla.v_dim);
+    EXPECT_EQ(values_of(backend, up.v_up[static_cast<size_t>(h)]), kv_b.part(first + mla.nope_dim, mla.v_dim)) << h;
+    const auto k_t = values_of(backend, up.k_up_t[static_cast<size_t>(h)]), k = kv_b.part(first, mla.nope_dim);
+    for (int64_t i = 0; i < mla.nope_dim; ++i)
+      for (int64_t r = 0; r < mla.kv_lora_rank; ++r)
+        ASSERT_EQ(k_t[static_cast<size_t>(r * mla.nope_dim + i)], k[static_cast<size_t>(i * mla.kv_lora_rank + r)]) << h;
+  }
+}
+
 Weights load(const OpenModel& model, const TensorSource& source, const LoadOptions& options = {}) {
   ThreadPool pool(2, false);
   return load_weights(model.spec, source, *make_reference(), pool, options);
@@ -78,19 +91,8 @@ TEST_P(MlaWeightsTest, SplitAndTransposedFormsHoldTheStoredValues) {
     const Dense kv_a = stored(*model.source, prefix + "kv_a_proj_with_mqa.weight");
     EXPECT_EQ(values_of(*reference, w.kv_a_latent), kv_a.part(0, mla.kv_lora_rank));
     EXPECT_EQ(values_of(*reference, w.kv_a_rope), kv_a.part(mla.kv_lora_rank, mla.rope_dim));
-    const Dense kv_b = stored(*model.source, prefix + "kv_b_proj.weight");
-    EXPECT_EQ(values_of(*reference, w.up.kv_b), kv_b.values);
     ASSERT_EQ(w.up.k_up_t.size(), static_cast<size_t>(mla.num_heads));
-    for (int h = 0; h < mla.num_heads; ++h) {
-      const int64_t first = int64_t{h} * (mla.nope_dim + mla.v_dim);
-      const auto head = static_cast<size_t>(h);
-      EXPECT_EQ(values_of(*reference, w.up.v_up[head]), kv_b.part(first + mla.nope_dim, mla.v_dim));
-      const auto k_t = values_of(*reference, w.up.k_up_t[head]);
-      const auto k = kv_b.part(first, mla.nope_dim);
-      for (int64_t i = 0; i < mla.nope_dim; ++i)
-        for (int64_t r = 0; r < mla.kv_lora_rank; ++r)
-          ASSERT_EQ(k_t[static_cast<size_t>(r * mla.nope_dim + i)], k[static_cast<size_t>(i * mla.kv_lora_rank + r)]);
-    }
+    expect_kv_b(*reference, w.up, mla, stored(*model.source, prefix + "kv_b_proj.weight"));
   }
 }
 
@@ -195,6 +197,64 @@ TEST(Weights, QuantisedKvBIsHeldDequantisedWhereHeadsCannotBeTransposed) {
   EXPECT_EQ(up.kv_b.format, WeightFormat::f32);
   EXPECT_EQ(up.k_up_t[0].format, WeightFormat::f32);
   EXPECT_EQ(std::get<MlaWeights>(weights.layers[0].attention).o.format, WeightFormat::f8e4m3);
+}
+
+template <class T>
+std::vector<std::byte> as_bytes(const std::vector<T>& values) {
+  const auto* first = reinterpret_cast<const std::byte*>(values.data());
+  return {first, first + values.size() * sizeof(T)};
+}
+
+TEST(Weights, Fp8KvBWithHeadsOfWholeBlocksStaysFp8InBothForms) {
+  ModelSpec spec = OpenModel(golden_root() / "deepseek_v3-fp8").spec;
+  spec.layers.resize(1);
+  auto& mla = std::get<MlaSpec>(spec.attention);
+  mla.num_heads = 2, mla.nope_dim = mla.v_dim = 128, mla.kv_lora_rank = 200;
+  const auto base = random_source(spec, RandomFormat::fp8, 1);
+  EditedSource source(*base);
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  std::vector<uint8_t> stored_values(512 * 200);
+  for (size_t i = 0; i < stored_values.size(); ++i) stored_values[i] = static_cast<uint8_t>(i * 37 % 251 % 127 + (i % 2) * 128);
+  const std::vector<float> scales{0.5f, 0.25f, 1.5f, 2.0f, 0.125f, 3.0f, 0.75f, 1.0f};  // 4 x 2 blocks
+  source.put(name, DType::f8e4m3, {512, 200}, as_bytes(stored_values));
+  source.put(name + "_scale_inv", DType::f32, {4, 2}, as_bytes(scales));
+  ThreadPool pool(2, false);
+  std::vector<std::unique_ptr<Backend>> backends;
+  backends.push_back(make_reference());
+  for (const std::string& isa : available_isas()) backends.push_back(make_cpu(pool, isa));
+  for (const auto& backend : backends) {
+    SCOPED_TRACE(backend->isa());
+    const Weights weights = load_weights(spec, source, *backend, pool);
+    backend->reserve(step_limits(spec, 256, 1, 256));
+    const auto& up = std::get<MlaWeights>(weights.layers[0].attention).up;
+    EXPECT_EQ(up.k_up_t[1].format, WeightFormat::f8e4m3);
+    expect_kv_b(*backend, up, mla, stored(source, name));
+  }
+}
+
+TEST(Weights, Int8KvBIsHeldDequantised) {
+  OpenModel model(golden_root() / "deepseek_v2-lite-yarn");
+  model.spec.quant = {WeightScheme::int8_channel, Activations::int8_token};
+  const auto& mla = std::get<MlaSpec>(model.spec.attention);
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  const int64_t rows = int64_t{mla.num_heads} * (mla.nope_dim + mla.v_dim), cols = mla.kv_lora_rank;
+  std::vector<int8_t> q;
+  std::vector<float> scales;
+  Dense want{rows, cols, {}};
+  for (int64_t r = 0; r < rows; ++r) {
+    scales.push_back(0.01f * static_cast<float>(r + 1));
+    for (int64_t c = 0; c < cols; ++c) {
+      q.push_back(static_cast<int8_t>((r * 31 + c * 17) % 255 - 127));
+      want.values.push_back(static_cast<float>(q.back()) * scales.back());
+    }
+  }
+  EditedSource source(*model.source);
+  source.put(name, DType::i8, {rows, cols}, as_bytes(q));
+  source.put(name + "_scale", DType::f32, {rows, 1}, as_bytes(scales));
+  const Weights weights = load(model, source);
+  const auto& up = std::get<MlaWeights>(weights.layers[0].attention).up;
+  EXPECT_EQ(up.kv_b.format, WeightFormat::f32);
+  expect_kv_b(*make_reference(), up, mla, want);
 }
 
 TEST(Weights, TouchedBytesCountTopKExpertsAndTheHead) {

@@ -26,6 +26,11 @@ class EditedSource final : public TensorSource {
     copy.owner = data;
     return edited_[name] = copy;
   }
+  /// Replaces or adds a tensor.
+  void put(const std::string& name, DType dtype, std::vector<int64_t> shape, std::vector<std::byte> bytes) {
+    auto data = std::make_shared<std::vector<std::byte>>(std::move(bytes));
+    edited_[name] = {name, dtype, std::move(shape), data->data(), "edited", data};
+  }
   template <class T>
   T* data(const std::string& name) { return reinterpret_cast<T*>(const_cast<std::byte*>(edited_.at(name).data)); }
 
