@@ -33,7 +33,8 @@ const Json& require(const ConfigView& view, std::string_view key, std::string_vi
   return *value;
 }
 
-constexpr std::string_view kInteger = "an integer", kNumber = "a finite number", kText = "text", kBoolean = "true or false";
+constexpr std::string_view kInteger = "an integer", kNumber = "a finite number", kText = "text",
+                           kBoolean = "true or false";
 
 }  // namespace
 
@@ -49,7 +50,8 @@ int ConfigView::integer(std::string_view key) const {
   if (!value.is_number()) refuse(key, kInteger);
   const double number = value.get<double>();  // exact for every int
   constexpr double kLeast = std::numeric_limits<int>::min(), kMost = std::numeric_limits<int>::max();
-  if (!(number >= kLeast && number <= kMost)) refuse(key, fmt::format("an integer of at most {}", std::numeric_limits<int>::max()));
+  if (!(number >= kLeast && number <= kMost))
+    refuse(key, fmt::format("an integer of at most {}", std::numeric_limits<int>::max()));
   if (number != std::trunc(number)) refuse(key, kInteger);
   return static_cast<int>(number);
 }

@@ -29,11 +29,12 @@ std::string printable(std::string_view message) {
   return message.size() > kLongest ? text + "..." : text;
 }
 
-/// Builds values from the parser's events. The library's own builder searches all earlier members for each new one, which is
-/// quadratic for vocabularies; here members are collected first and duplicates found by sorting.
+/// Builds values from the parser's events. The library's own builder searches all earlier members for each new one,
+/// which is quadratic for vocabularies; here members are collected first and duplicates found by sorting.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
-  Builder(std::string_view text, std::string_view source, int max_depth) : text_(text), source_(source), max_depth_(max_depth) {}
+  Builder(std::string_view text, std::string_view source, int max_depth)
+      : text_(text), source_(source), max_depth_(max_depth) {}
 
   Json take() { return std::move(root_); }
 
@@ -66,7 +67,8 @@ class Builder final : public nlohmann::json_sax<Json> {
     return add(std::move(object));
   }
   bool parse_error(size_t position, const std::string&, const Json::exception& e) override {
-    refuse(fmt::format("malformed JSON at byte {} (line {}): {}", position, line_of(text_, position), printable(e.what())));
+    refuse(fmt::format("malformed JSON at byte {} (line {}): {}", position, line_of(text_, position),
+                       printable(e.what())));
   }
 
  private:
@@ -81,7 +83,8 @@ class Builder final : public nlohmann::json_sax<Json> {
     throw Error(Error::Kind::bad_input, fmt::format("{}: {}", source_, message));
   }
   bool open(bool is_object) {
-    if (frames_.size() >= static_cast<size_t>(max_depth_)) refuse(fmt::format("JSON nested deeper than {} levels", max_depth_));
+    if (frames_.size() >= static_cast<size_t>(max_depth_))
+      refuse(fmt::format("JSON nested deeper than {} levels", max_depth_));
     frames_.emplace_back().is_object = is_object;
     return true;
   }
@@ -115,9 +118,10 @@ Json parse_json(std::string_view text, std::string_view source, JsonLimits limit
   if (text.size() > limits.max_bytes)
     throw Error(Error::Kind::bad_input,
                 fmt::format("{}: {} bytes of JSON, at most {} are read", source, text.size(), limits.max_bytes));
-  if (const size_t nul = text.find('\0'); nul != std::string_view::npos)  // the library would take it for the end of the text
-    throw Error(Error::Kind::bad_input,
-                fmt::format("{}: malformed JSON at byte {} (line {}): a NUL byte", source, nul + 1, line_of(text, nul)));
+  if (const size_t nul = text.find('\0');
+      nul != std::string_view::npos)  // the library would take it for the end of the text
+    throw Error(Error::Kind::bad_input, fmt::format("{}: malformed JSON at byte {} (line {}): a NUL byte", source,
+                                                    nul + 1, line_of(text, nul)));
   Builder builder(text, source, limits.max_depth);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
@@ -130,7 +134,8 @@ std::string read_text_file(const std::filesystem::path& file, size_t max_bytes) 
   const auto size = std::filesystem::file_size(file, status);
   if (status) throw Error(Error::Kind::bad_model, fmt::format("{}: {}", file.string(), status.message()));
   if (size > max_bytes)
-    throw Error(Error::Kind::bad_model, fmt::format("{}: {} bytes, at most {} are read", file.string(), size, max_bytes));
+    throw Error(Error::Kind::bad_model,
+                fmt::format("{}: {} bytes, at most {} are read", file.string(), size, max_bytes));
   std::ifstream in(file, std::ios::binary);
   std::string text(size, '\0');
   if (!in.read(text.data(), static_cast<std::streamsize>(size)))

@@ -33,7 +33,8 @@ bool is_file(const fs::path& path) {
   std::error_code status;
   for (const auto& entry : fs::directory_iterator(folder, status)) {
     const std::string name = entry.path().filename().string(), kind = entry.path().extension().string();
-    const bool pickle = kind == ".bin" || kind == ".pt" || kind == ".pth" || kind == ".ckpt" || kind == ".pkl" || kind == ".pickle";
+    const bool pickle =
+        kind == ".bin" || kind == ".pt" || kind == ".pth" || kind == ".ckpt" || kind == ".pkl" || kind == ".pickle";
     if (pickle) pickles.push_back(name);
     if (kind == ".safetensors") others.push_back(name);
   }
@@ -42,22 +43,26 @@ bool is_file(const fs::path& path) {
   constexpr size_t kShown = 3;
   if (!others.empty()) {
     others.resize(std::min(others.size(), kShown));
-    refuse(fmt::format("{}: holds {} but neither {} nor {}; fetch the index, or rename a single file to {}", folder.string(),
-                       fmt::join(others, ", "), kSingle, kIndex, kSingle));
+    refuse(fmt::format("{}: holds {} but neither {} nor {}; fetch the index, or rename a single file to {}",
+                       folder.string(), fmt::join(others, ", "), kSingle, kIndex, kSingle));
   }
   if (!pickles.empty()) {
     pickles.resize(std::min(pickles.size(), kShown));
-    refuse(fmt::format("{}: holds pickle files only ({}), which can run code when they are read and are never opened; fetch the "
-                       "safetensors files of this model, or save it again with save_pretrained(..., safe_serialization=True)",
-                       folder.string(), fmt::join(pickles, ", ")));
+    refuse(fmt::format(
+        "{}: holds pickle files only ({}), which can run code when they are read and are never opened; fetch the "
+        "safetensors files of this model, or save it again with save_pretrained(..., safe_serialization=True)",
+        folder.string(), fmt::join(pickles, ", ")));
   }
   refuse(fmt::format("{}: no weights; wanted {} or shards with {}", folder.string(), kSingle, kIndex));
 }
 
-/// A shard's name comes from data: it must be a plain file name, and a link may not lead out of the folder. The download cache of
-/// Hugging Face (models/snapshots/<revision>/ with links to models/blobs/) is the one layout whose links are followed.
+/// A shard's name comes from data: it must be a plain file name, and a link may not lead out of the folder. The
+/// download cache of Hugging Face (models/snapshots/<revision>/ with links to models/blobs/) is the one layout whose
+/// links are followed.
 fs::path shard_path(const fs::path& folder, const std::string& name, const std::string& index) {
-  const auto forbidden = [](char c) { return c == '/' || c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  const auto forbidden = [](char c) {
+    return c == '/' || c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+  };
   const std::string shown = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
   if (name.empty() || name.starts_with('.') || std::any_of(name.begin(), name.end(), forbidden))
     refuse(fmt::format("{}: weight_map names the file {}, wanted a plain file name inside the folder", index, shown));
@@ -67,9 +72,11 @@ fs::path shard_path(const fs::path& folder, const std::string& name, const std::
   if (!is_file(path)) refuse(fmt::format("{}: shard {} is missing from the folder; fetch it", index, shown));
   std::error_code status;
   const fs::path home = fs::canonical(folder, status), target = fs::canonical(path, status);
-  const bool cached = home.parent_path().filename() == "snapshots" && target.parent_path() == home.parent_path().parent_path() / "blobs";
+  const bool cached = home.parent_path().filename() == "snapshots" &&
+                      target.parent_path() == home.parent_path().parent_path() / "blobs";
   if (status || (target.parent_path() != home && !cached))
-    refuse(fmt::format("{}: shard {} is a link that leaves the folder (to {}); put the file itself there", index, shown, target.string()));
+    refuse(fmt::format("{}: shard {} is a link that leaves the folder (to {}); put the file itself there", index, shown,
+                       target.string()));
   return path;
 }
 
@@ -81,7 +88,8 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
     refuse(fmt::format("{}: weight_map is missing or no object of tensor name to file name", file.string()));
   std::map<std::string, std::string> files;
   for (const auto& [tensor, shard] : map->items()) {
-    if (!shard.is_string()) refuse(fmt::format("{}: weight_map of {} is {}, wanted a file name", file.string(), tensor, shard.dump()));
+    if (!shard.is_string())
+      refuse(fmt::format("{}: weight_map of {} is {}, wanted a file name", file.string(), tensor, shard.dump()));
     files.emplace(tensor, shard.get<std::string>());
   }
   return files;
@@ -92,12 +100,16 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
 Json read_config(const fs::path& folder_or_file) {
   std::error_code status;
   if (!fs::exists(folder_or_file, status))
-    refuse(fmt::format("{}: no such folder; wanted a model folder with config.json and safetensors files", folder_or_file.string()));
+    refuse(fmt::format("{}: no such folder; wanted a model folder with config.json and safetensors files",
+                       folder_or_file.string()));
   const bool folder = fs::is_directory(folder_or_file, status);
   if (!folder && folder_or_file.extension() != ".json")
-    refuse(fmt::format("{}: is a file, wanted a model folder with config.json and safetensors files", folder_or_file.string()));
+    refuse(fmt::format("{}: is a file, wanted a model folder with config.json and safetensors files",
+                       folder_or_file.string()));
   const fs::path file = folder ? folder_or_file / "config.json" : folder_or_file;
-  if (!is_file(file)) refuse(fmt::format("{}: no config.json; wanted a model folder as published on Hugging Face", folder_or_file.string()));
+  if (!is_file(file))
+    refuse(
+        fmt::format("{}: no config.json; wanted a model folder as published on Hugging Face", folder_or_file.string()));
   Json config = read_json_file(file);
   if (!config.is_object()) refuse(fmt::format("{}: wanted a JSON object", file.string()));
   return config;
@@ -123,18 +135,21 @@ struct Checkpoint::State {
       files.emplace_back(path);
       for (const auto& [name, record] : files.back().tensors()) {
         const auto [known, fresh] = tensors.emplace(name, record);
-        if (!fresh) refuse(fmt::format("{}: tensor {} is also in {}; keep one of them", path.string(), name, known->second.file.string()));
+        if (!fresh)
+          refuse(fmt::format("{}: tensor {} is also in {}; keep one of them", path.string(), name,
+                             known->second.file.string()));
         const auto listed = index.find(name);
         if (listed == index.end() || listed->second != shard)
-          refuse(fmt::format("{}: holds tensor {}, which {} {}; fetch the index and the shards of one revision", path.string(), name,
-                             index_file.filename().string(),
+          refuse(fmt::format("{}: holds tensor {}, which {} {}; fetch the index and the shards of one revision",
+                             path.string(), name, index_file.filename().string(),
                              listed == index.end() ? "does not list" : "places in " + listed->second));
       }
     }
     for (const auto& [name, shard] : index)
       if (!tensors.contains(name))
-        refuse(fmt::format("{}: tensor {} is missing, although {} places it there; fetch the index and the shards of one revision",
-                           paths.at(shard).string(), name, index_file.filename().string()));
+        refuse(fmt::format(
+            "{}: tensor {} is missing, although {} places it there; fetch the index and the shards of one revision",
+            paths.at(shard).string(), name, index_file.filename().string()));
   }
 };
 
@@ -153,10 +168,11 @@ Checkpoint::Checkpoint(const fs::path& folder) : state_(std::make_unique<State>(
     return;
   }
   const auto index = read_index(index_file);
-  const auto elsewhere = std::find_if(index.begin(), index.end(), [](const auto& entry) { return entry.second != kSingle; });
+  const auto elsewhere =
+      std::find_if(index.begin(), index.end(), [](const auto& entry) { return entry.second != kSingle; });
   if (has_single && elsewhere != index.end())
-    refuse(fmt::format("{}: holds both {} and {}, which places {} in {}; remove the one that does not belong here", folder.string(), kSingle,
-                       kIndex, elsewhere->first, elsewhere->second));
+    refuse(fmt::format("{}: holds both {} and {}, which places {} in {}; remove the one that does not belong here",
+                       folder.string(), kSingle, kIndex, elsewhere->first, elsewhere->second));
   s.open_shards(index_file, index);
 }
 

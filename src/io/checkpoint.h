@@ -1,6 +1,7 @@
 #pragma once
-// A model folder as published: config.json, one safetensors file or shards with model.safetensors.index.json. Opens every file it
-// needs read-only, never executes anything (`auto_map` is ignored for known architectures), refuses pickle-only folders with what to do.
+// A model folder as published: config.json, one safetensors file or shards with model.safetensors.index.json. Opens
+// every file it needs read-only, never executes anything (`auto_map` is ignored for known architectures), refuses
+// pickle-only folders with what to do.
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -21,8 +22,8 @@ enum class Verify : uint8_t {
 
 class Checkpoint {
  public:
-  /// Throws bad_model: missing folder, missing or malformed config.json, pickle files only, index naming a missing shard, a path
-  /// that leaves the folder, a tensor that its shard lacks, duplicates between shards.
+  /// Throws bad_model: missing folder, missing or malformed config.json, pickle files only, index naming a missing
+  /// shard, a path that leaves the folder, a tensor that its shard lacks, duplicates between shards.
   explicit Checkpoint(const std::filesystem::path& folder);
   ~Checkpoint();
 

@@ -12,7 +12,8 @@
 namespace conclave {
 namespace {
 
-/// First element whose bits under `mask` are all set. Blocks are tested without branches, so that compilers vectorise them.
+/// First element whose bits under `mask` are all set. Blocks are tested without branches, so that compilers vectorise
+/// them.
 template <class Word>
 std::optional<size_t> first_with_all(const std::byte* data, size_t count, Word mask) {
   constexpr size_t kBlock = 4096 / sizeof(Word);
@@ -59,8 +60,9 @@ void check_finite(std::span<const TensorRecord* const> records) {
   team.clear();
   if (first == records.size()) return;
   const TensorRecord& bad = *records[first];
-  throw Error(Error::Kind::bad_model, fmt::format("{}: tensor {} ({}) is NaN or infinite at element {}; the file is damaged, fetch it again",
-                                                  bad.file.string(), bad.name, name_of(bad.dtype), *first_non_finite(bad)));
+  throw Error(Error::Kind::bad_model,
+              fmt::format("{}: tensor {} ({}) is NaN or infinite at element {}; the file is damaged, fetch it again",
+                          bad.file.string(), bad.name, name_of(bad.dtype), *first_non_finite(bad)));
 }
 
 }  // namespace conclave

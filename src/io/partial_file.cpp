@@ -46,8 +46,8 @@ void PartialFile::commit() {
 }
 
 void PartialFile::fail(std::string_view action, int cause) const {
-  throw Error(Error::Kind::internal,
-              fmt::format("{}: cannot {}: {}; free space or choose another folder", partial_.string(), action, std::strerror(cause)));
+  throw Error(Error::Kind::internal, fmt::format("{}: cannot {}: {}; free space or choose another folder",
+                                                 partial_.string(), action, std::strerror(cause)));
 }
 
 void write_file(const std::filesystem::path& file, std::string_view text) {

@@ -1,5 +1,6 @@
 #pragma once
-// A file that is being written: `<file>.partial` until commit() has synced and renamed it; removed when it never comes to that.
+// A file that is being written: `<file>.partial` until commit() has synced and renamed it; removed when it never comes
+// to that.
 #include <cstddef>
 #include <filesystem>
 #include <string_view>

@@ -39,7 +39,8 @@ std::optional<DType> dtype_named(std::string_view name) {
 /// Text from the file, safe to print.
 std::string shown(std::string_view text) {
   constexpr size_t kLongest = 200;
-  return Json(text.substr(0, kLongest)).dump(-1, ' ', true, Json::error_handler_t::replace) + (text.size() > kLongest ? "..." : "");
+  return Json(text.substr(0, kLongest)).dump(-1, ' ', true, Json::error_handler_t::replace) +
+         (text.size() > kLongest ? "..." : "");
 }
 
 /// Reads the header event by event: no tree is built, so that a header of a million tensors costs one pass.
@@ -69,7 +70,9 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
     if (depth_ != 2 || field_ != "dtype") unexpected(shown(value));
     dtype_ = dtype_named(value);
     if (!dtype_)
-      refuse(fmt::format("dtype is {}, wanted one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL", shown(value)));
+      refuse(
+          fmt::format("dtype is {}, wanted one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8, BOOL",
+                      shown(value)));
     return true;
   }
   bool binary(binary_t&) override { unexpected("binary data"); }
@@ -114,8 +117,8 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
     return true;
   }
   bool parse_error(size_t position, const std::string&, const Json::exception& e) override {
-    throw Error(Error::Kind::bad_model, fmt::format("{}: the header is malformed JSON at its byte {}: {}", file_.string(), position,
-                                                    shown(e.what())));
+    throw Error(Error::Kind::bad_model, fmt::format("{}: the header is malformed JSON at its byte {}: {}",
+                                                    file_.string(), position, shown(e.what())));
   }
 
  private:
@@ -125,9 +128,12 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
   }
   [[noreturn]] void unexpected(const std::string& value) const {
     if (depth_ == 0)
-      throw Error(Error::Kind::bad_model, fmt::format("{}: the header is {}, wanted an object of tensors", file_.string(), value));
+      throw Error(Error::Kind::bad_model,
+                  fmt::format("{}: the header is {}, wanted an object of tensors", file_.string(), value));
     if (depth_ == 1) refuse(fmt::format("is {}, wanted an object", value));
-    const char* wanted = in_metadata_ ? "text" : field_ == "dtype" ? "the name of a type" : "a list of non-negative integers";
+    const char* wanted = in_metadata_        ? "text"
+                         : field_ == "dtype" ? "the name of a type"
+                                             : "a list of non-negative integers";
     refuse(fmt::format("{} is or holds {}, wanted {}", in_metadata_ ? shown(field_) : field_, value, wanted));
   }
 
@@ -140,10 +146,12 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
     const auto begin = static_cast<size_t>(offsets_->at(0)), end = static_cast<size_t>(offsets_->at(1));
     if (end < begin) refuse(fmt::format("data_offsets [{}, {}] are reversed", begin, end));
     if (end > data_.size())
-      refuse(fmt::format("data_offsets end at {}, but the file has {} bytes of data; it is truncated, fetch it again", end, data_.size()));
+      refuse(fmt::format("data_offsets end at {}, but the file has {} bytes of data; it is truncated, fetch it again",
+                         end, data_.size()));
     std::vector<int64_t> factors = *shape_;
     factors.push_back(static_cast<int64_t>(size_of(*dtype_)));
-    const size_t wanted = checked_product(factors, fmt::format("{}: tensor {}: shape x dtype", file_.string(), shown(name_)));
+    const size_t wanted =
+        checked_product(factors, fmt::format("{}: tensor {}: shape x dtype", file_.string(), shown(name_)));
     if (end - begin != wanted)
       refuse(fmt::format("data_offsets span {} bytes, but dtype and shape need {}", end - begin, wanted));
     TensorRecord record{name_, *dtype_, std::move(*shape_), data_.data() + begin, wanted, file_};
@@ -172,13 +180,14 @@ void check_coverage(const Records& tensors, std::span<const std::byte> data, con
   for (const TensorRecord* record : order) {
     const auto at = record->data - data.data(), wanted = cursor - data.data();
     if (at != wanted)
-      throw Error(Error::Kind::bad_model, fmt::format("{}: tensor {} begins at data byte {}, but the tensor before it ends at {}: {}", file,
-                                                      shown(record->name), at, wanted, at < wanted ? "they overlap" : "there is a hole"));
+      throw Error(Error::Kind::bad_model,
+                  fmt::format("{}: tensor {} begins at data byte {}, but the tensor before it ends at {}: {}", file,
+                              shown(record->name), at, wanted, at < wanted ? "they overlap" : "there is a hole"));
     cursor += record->bytes;
   }
   if (cursor != data.data() + data.size())
-    throw Error(Error::Kind::bad_model, fmt::format("{}: {} bytes follow the last tensor, which ends at data byte {}", file,
-                                                    data.data() + data.size() - cursor, cursor - data.data()));
+    throw Error(Error::Kind::bad_model, fmt::format("{}: {} bytes follow the last tensor, which ends at data byte {}",
+                                                    file, data.data() + data.size() - cursor, cursor - data.data()));
 }
 
 Header read_header(std::span<const std::byte> bytes, const std::filesystem::path& file) {
@@ -190,10 +199,11 @@ Header read_header(std::span<const std::byte> bytes, const std::filesystem::path
   uint64_t length = 0;
   for (size_t i = 0; i < kLengthBytes; ++i) length |= std::to_integer<uint64_t>(bytes[i]) << (8 * i);
   if (length > kMaxHeader)
-    refuse(fmt::format("header length {} exceeds {} bytes; this is no safetensors file, or it is damaged", length, kMaxHeader));
+    refuse(fmt::format("header length {} exceeds {} bytes; this is no safetensors file, or it is damaged", length,
+                       kMaxHeader));
   if (length > bytes.size() - kLengthBytes)
-    refuse(fmt::format("header length {} exceeds the {} bytes that follow it; the file is truncated, fetch it again", length,
-                       bytes.size() - kLengthBytes));
+    refuse(fmt::format("header length {} exceeds the {} bytes that follow it; the file is truncated, fetch it again",
+                       length, bytes.size() - kLengthBytes));
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length);
   if (!text.starts_with('{')) refuse("the header does not begin with '{'; this is no safetensors file");
   if (text.find('\0') != std::string_view::npos) refuse("the header holds a NUL byte, wanted JSON padded with spaces");
@@ -219,7 +229,9 @@ struct SafetensorsFile::Map {
     if (fd < 0) refuse(std::strerror(errno));
     struct stat status {};
     const bool regular = fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-    void* p = regular && status.st_size > 0 ? mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, fd, 0) : nullptr;
+    void* p = regular && status.st_size > 0
+                  ? mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, fd, 0)
+                  : nullptr;
     const int cause = errno;
     ::close(fd);
     if (!regular) refuse("it is no regular file");
@@ -253,7 +265,8 @@ const std::map<std::string, std::string>& SafetensorsFile::metadata() const { re
 void SafetensorsFile::release(const TensorRecord& record) const {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<uintptr_t>(record.data);
   const uintptr_t first = (begin + page - 1) / page * page, last = (begin + record.bytes) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // advice: failure costs memory only
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // advice: failure costs memory only
 }
 
 Records SafetensorsFile::parse(std::span<const std::byte> bytes, const std::filesystem::path& name) {

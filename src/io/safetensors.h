@@ -1,7 +1,8 @@
 #pragma once
-// safetensors files: a bounds-checked reader over a read-only memory map, and a writer that leaves nothing under the final name
-// unless it is complete (temporary file, fsync, rename). Rules of the format (and of its 2023 audit): u64 LE header length of at most
-// 100 MB, header starts with '{', offsets inside the data, no holes, no overlaps, sizes equal to dtype x shape.
+// safetensors files: a bounds-checked reader over a read-only memory map, and a writer that leaves nothing under the
+// final name unless it is complete (temporary file, fsync, rename). Rules of the format (and of its 2023 audit): u64 LE
+// header length of at most 100 MB, header starts with '{', offsets inside the data, no holes, no overlaps, sizes equal
+// to dtype x shape.
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -39,7 +40,8 @@ class SafetensorsFile {
   void release(const TensorRecord& record) const;
 
   /// Header only, from memory: what fuzzing and tests call. Throws as the constructor does.
-  static std::map<std::string, TensorRecord, std::less<>> parse(std::span<const std::byte> bytes, const std::filesystem::path& name);
+  static std::map<std::string, TensorRecord, std::less<>> parse(std::span<const std::byte> bytes,
+                                                                const std::filesystem::path& name);
 
  private:
   struct Map;
@@ -55,7 +57,8 @@ class SafetensorsWriter {
     std::vector<int64_t> shape;
   };
   /// Creates `<file>.partial`. Throws internal naming path and cause when it cannot be written.
-  SafetensorsWriter(std::filesystem::path file, std::vector<Entry> entries, std::map<std::string, std::string> metadata = {});
+  SafetensorsWriter(std::filesystem::path file, std::vector<Entry> entries,
+                    std::map<std::string, std::string> metadata = {});
   ~SafetensorsWriter();  ///< removes the partial file unless finish() succeeded
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

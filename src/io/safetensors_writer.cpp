@@ -20,8 +20,9 @@ std::string header_text(const std::vector<SafetensorsWriter::Entry>& entries, co
   std::vector<std::string> members;
   if (!metadata.empty()) members.push_back(fmt::format("\"__metadata__\":{}", nlohmann::json(metadata).dump()));
   for (size_t i = 0; i < entries.size(); ++i)
-    members.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", shown(entries[i].name),
-                                  name_of(entries[i].dtype), fmt::join(entries[i].shape, ","), i ? ends[i - 1] : 0, ends[i]));
+    members.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                                  shown(entries[i].name), name_of(entries[i].dtype), fmt::join(entries[i].shape, ","),
+                                  i ? ends[i - 1] : 0, ends[i]));
   std::string text = fmt::format("{{{}}}", fmt::join(members, ","));
   text.append((8 - text.size() % 8) % 8, ' ');
   return text;
@@ -30,7 +31,8 @@ std::string header_text(const std::vector<SafetensorsWriter::Entry>& entries, co
 }  // namespace
 
 struct SafetensorsWriter::State {
-  State(std::filesystem::path name, std::vector<Entry> declared) : file(std::move(name)), entries(std::move(declared)) {}
+  State(std::filesystem::path name, std::vector<Entry> declared)
+      : file(std::move(name)), entries(std::move(declared)) {}
 
   PartialFile file;
   std::vector<Entry> entries;

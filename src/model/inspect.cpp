@@ -29,7 +29,8 @@ int num_heads(const AttentionSpec& attention) {
 Range heads_of(const AttentionSpec& attention, const TensorInfo& info, int rank, int world) {
   const Range query = share(num_heads(attention), rank, world);
   const auto* gqa = std::get_if<GqaSpec>(&attention);
-  const bool narrow = gqa && info.shard == Shard::heads && info.shape[0] == int64_t{gqa->num_kv_heads} * gqa->head_dim &&
+  const bool narrow = gqa && info.shard == Shard::heads &&
+                      info.shape[0] == int64_t{gqa->num_kv_heads} * gqa->head_dim &&
                       !info.name.ends_with("q_proj.weight");
   if (!narrow || query.begin == query.end) return query;
   const int64_t group = gqa->num_heads / gqa->num_kv_heads;
@@ -38,7 +39,8 @@ Range heads_of(const AttentionSpec& attention, const TensorInfo& info, int rank,
 
 /// The same share of a weight's scale grid: whole blocks that the slice touches.
 RankSlice scale_slice(const RankSlice& weight, DType dtype) {
-  if (dtype == DType::i8) return weight.dim == 1 ? RankSlice{} : weight;  // one scale per row serves every part of the row
+  if (dtype == DType::i8)
+    return weight.dim == 1 ? RankSlice{} : weight;  // one scale per row serves every part of the row
   if (weight.dim < 0) return weight;
   return {weight.dim, weight.begin / kFp8Block, (weight.end + kFp8Block - 1) / kFp8Block};
 }
@@ -49,10 +51,12 @@ class Inspector {
       : spec_(spec), checkpoint_(checkpoint), options_(options) {
     const int heads = num_heads(spec.attention);
     if (options.world < 1 || options.world > heads)
-      throw Error(Error::Kind::bad_input,
-                  fmt::format("world is {}, wanted 1 to {} ranks (num_attention_heads of the model)", options.world, heads));
+      throw Error(
+          Error::Kind::bad_input,
+          fmt::format("world is {}, wanted 1 to {} ranks (num_attention_heads of the model)", options.world, heads));
     if (options.context < 0 || options.context > spec.max_len)
-      throw Error(Error::Kind::bad_input, fmt::format("context is {}, wanted 1 to {} (max_position_embeddings)", options.context, spec.max_len));
+      throw Error(Error::Kind::bad_input, fmt::format("context is {}, wanted 1 to {} (max_position_embeddings)",
+                                                      options.context, spec.max_len));
     if (checkpoint) source_ = checkpoint_source(*checkpoint, spec);
     format_ = format_of(spec);
   }
@@ -67,7 +71,8 @@ class Inspector {
     if (checkpoint_ && options_.tensors)
       for (const auto& [name, record] : checkpoint_->tensors())
         if (is_ignored(spec_, name))
-          out_.tensors.push_back({name, record.shape, record.dtype, record.file.filename().string(), "ignored", record.bytes, {}});
+          out_.tensors.push_back(
+              {name, record.shape, record.dtype, record.file.filename().string(), "ignored", record.bytes, {}});
     return std::move(out_);
   }
 
@@ -78,14 +83,17 @@ class Inspector {
     if (options_.tensors && options_.world > 1)
       for (int r = 0; r < options_.world; ++r) slices.push_back(slice_of(spec_, info, r, options_.world));
     add_row(info, {info.name, info.shape, dtype, "", "", 0, slices});
-    out_.parts[std::string(name_of(info.part))].parameters += static_cast<int64_t>(checked_product(info.shape, info.name));
+    out_.parts[std::string(name_of(info.part))].parameters +=
+        static_cast<int64_t>(checked_product(info.shape, info.name));
     if (dtype != DType::i8 && dtype != DType::f8e4m3) return;
     const auto grid = [](int64_t n) { return (n + kFp8Block - 1) / kFp8Block; };
     const bool int8 = dtype == DType::i8;
     const std::string name = info.name + (int8 ? "_scale" : "_scale_inv");
-    std::vector<int64_t> shape = int8 ? std::vector<int64_t>{info.shape[0], 1} : std::vector<int64_t>{grid(info.shape[0]), grid(info.shape[1])};
+    std::vector<int64_t> shape =
+        int8 ? std::vector<int64_t>{info.shape[0], 1} : std::vector<int64_t>{grid(info.shape[0]), grid(info.shape[1])};
     for (RankSlice& slice : slices) slice = scale_slice(slice, dtype);
-    add_row(info, {name, std::move(shape), source_ ? source_->dtype(name).value() : DType::f32, "", "", 0, std::move(slices)});
+    add_row(info, {name, std::move(shape), source_ ? source_->dtype(name).value() : DType::f32, "", "", 0,
+                   std::move(slices)});
   }
 
   void add_row(const TensorInfo& info, TensorRow row) {
@@ -116,7 +124,8 @@ RankSlice slice_of(const ModelSpec& spec, const TensorInfo& info, int rank, int 
     case Shard::rows: return along(0, share(info.shape[0], rank, world), 1);
     case Shard::columns: return along(1, share(info.shape[1], rank, world), 1);
     case Shard::heads: return along(0, heads_of(spec.attention, info, rank, world), head_width(spec.attention, info));
-    case Shard::head_columns: return along(1, heads_of(spec.attention, info, rank, world), head_width(spec.attention, info));
+    case Shard::head_columns:
+      return along(1, heads_of(spec.attention, info, rank, world), head_width(spec.attention, info));
     case Shard::experts: {
       const auto& moe = std::get<MoeSpec>(spec.layers[static_cast<size_t>(info.layer)]);
       const Range mine = share(moe.router.num_experts, rank, world);

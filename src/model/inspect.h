@@ -1,6 +1,7 @@
 #pragma once
-// What a model is and costs, from its configuration alone or with the checkpoint's own types: parameters, bytes, cache, and the slice of
-// every tensor that each of N tensor-parallel ranks would hold. Plain data, with a text and a JSON form.
+// What a model is and costs, from its configuration alone or with the checkpoint's own types: parameters, bytes, cache,
+// and the slice of every tensor that each of N tensor-parallel ranks would hold. Plain data, with a text and a JSON
+// form.
 #include <cstdint>
 #include <map>
 #include <nlohmann/json_fwd.hpp>
@@ -45,15 +46,15 @@ struct Inspection {
   std::vector<TensorRow> tensors;          ///< only when asked for
 };
 
-/// `checkpoint` may be null: types then follow from the configuration. Throws bad_model as checkpoint_source does, and bad_input when
-/// `world` exceeds the attention heads or `context` the model's maximum.
+/// `checkpoint` may be null: types then follow from the configuration. Throws bad_model as checkpoint_source does, and
+/// bad_input when `world` exceeds the attention heads or `context` the model's maximum.
 Inspection inspect_model(const ModelSpec& spec, const Checkpoint* checkpoint, const InspectOptions& options = {});
 
 std::string to_text(const Inspection& inspection);
 nlohmann::ordered_json to_json(const Inspection& inspection);
 
-/// Rank's share of a tensor (weights only; scales follow their weight). Rows and experts in balanced contiguous pieces whose sizes differ by
-/// at most one; whole query heads, with the key/value heads that they read.
+/// Rank's share of a tensor (weights only; scales follow their weight). Rows and experts in balanced contiguous pieces
+/// whose sizes differ by at most one; whole query heads, with the key/value heads that they read.
 RankSlice slice_of(const ModelSpec& spec, const TensorInfo& info, int rank, int world);
 
 }  // namespace conclave

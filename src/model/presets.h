@@ -1,6 +1,6 @@
 #pragma once
-// config.json of the supported models at their published shapes, for synthetic checkpoints and planning without a download. Only what a
-// forward pass reads is stated; values come from the models' published configuration files.
+// config.json of the supported models at their published shapes, for synthetic checkpoints and planning without a
+// download. Only what a forward pass reads is stated; values come from the models' published configuration files.
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string_view>

@@ -14,8 +14,8 @@
 namespace conclave {
 namespace {
 
-/// Recycled memory of single tensors: fresh pages cost more than the numbers that fill them. Little is kept, so that the pool stays
-/// small beside the model.
+/// Recycled memory of single tensors: fresh pages cost more than the numbers that fill them. Little is kept, so that
+/// the pool stays small beside the model.
 class Recycler : public std::enable_shared_from_this<Recycler> {
  public:
   std::shared_ptr<std::byte> take(size_t bytes) {
@@ -127,7 +127,8 @@ void fill_bytes(uint64_t key, size_t count, const Code& code, std::byte* out) {
 /// Uniform in [-127, 127]: -128, which symmetric quantisation never writes, becomes 0.
 uint64_t int8_codes(uint64_t w) {
   const uint64_t t = w ^ bytes_of(0x80);
-  const uint64_t lowest = ~(((t & bytes_of(0x7f)) + bytes_of(0x7f)) | t | bytes_of(0x7f));  // 0x80 in bytes that are -128
+  const uint64_t lowest =
+      ~(((t & bytes_of(0x7f)) + bytes_of(0x7f)) | t | bytes_of(0x7f));  // 0x80 in bytes that are -128
   return w ^ lowest;
 }
 
@@ -147,15 +148,18 @@ float fp8_rms() {
 
 class RandomSource final : public TensorSource {
  public:
-  RandomSource(const ModelSpec& spec, RandomFormat format, uint64_t seed) : seed_(seed), origin_(fmt::format("random weights, seed {}", seed)) {
+  RandomSource(const ModelSpec& spec, RandomFormat format, uint64_t seed)
+      : seed_(seed), origin_(fmt::format("random weights, seed {}", seed)) {
     for_each_tensor(spec, [&](const TensorInfo& info) {
       const DType dtype = stored_dtype(spec, info, format);
       entries_.emplace(info.name, Entry{info.shape, dtype, info.part, 0});
       if (!is_quantised(info, format)) return;
       const bool blocks = dtype == DType::f8e4m3;
       const auto grid = [&](int64_t n) { return (n + kFp8Block - 1) / kFp8Block; };
-      std::vector<int64_t> shape = blocks ? std::vector{grid(info.shape[0]), grid(info.shape[1])} : std::vector{info.shape[0], int64_t{1}};
-      entries_.emplace(info.name + (blocks ? "_scale_inv" : "_scale"), Entry{std::move(shape), DType::f32, info.part, scale_of(dtype, info.shape[1])});
+      std::vector<int64_t> shape =
+          blocks ? std::vector{grid(info.shape[0]), grid(info.shape[1])} : std::vector{info.shape[0], int64_t{1}};
+      entries_.emplace(info.name + (blocks ? "_scale_inv" : "_scale"),
+                       Entry{std::move(shape), DType::f32, info.part, scale_of(dtype, info.shape[1])});
     });
   }
 
@@ -188,12 +192,14 @@ class RandomSource final : public TensorSource {
     return 1 / (rms * std::sqrt(static_cast<float>(cols)));
   }
 
-  /// Activations stay of order 1 through any depth: norms near 1, weights of deviation 1/sqrt(cols), router logits of deviation 2.
+  /// Activations stay of order 1 through any depth: norms near 1, weights of deviation 1/sqrt(cols), router logits of
+  /// deviation 2.
   static Uniform range_of(const Entry& entry) {
     if (entry.scale > 0) return {entry.scale, entry.scale * 0.25f};
     if (entry.part == Part::norm) return {1.0f, 0.1f};
     if (entry.part == Part::router_bias) return {0.0f, 0.05f};
-    const float deviation = (entry.part == Part::router ? 2.0f : 1.0f) / std::sqrt(static_cast<float>(entry.shape.back()));
+    const float deviation =
+        (entry.part == Part::router ? 2.0f : 1.0f) / std::sqrt(static_cast<float>(entry.shape.back()));
     return {0.0f, deviation * std::sqrt(3.0f)};
   }
 
@@ -217,7 +223,8 @@ RandomFormat parse_random_format(std::string_view text) {
   if (text == "f32") return RandomFormat::f32;
   if (text == "fp8") return RandomFormat::fp8;
   if (text == "int8" || text == "w8a8") return RandomFormat::int8;
-  throw Error(Error::Kind::bad_input, fmt::format("weight format \"{}\" is not one of bf16, f16, f32, fp8, int8, w8a8", text));
+  throw Error(Error::Kind::bad_input,
+              fmt::format("weight format \"{}\" is not one of bf16, f16, f32, fp8, int8, w8a8", text));
 }
 
 QuantSpec quantisation_of(RandomFormat format) {

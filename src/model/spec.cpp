@@ -29,7 +29,8 @@ class Lister {
     for (layer_ = 0; layer_ < spec_.num_layers(); ++layer_) layer();
     layer_ = -1;
     norm(spec_.names.final_norm, hidden);
-    if (!spec_.tied_head) emit({.name = spec_.names.head, .shape = {vocab, hidden}, .part = Part::head, .shard = Shard::rows});
+    if (!spec_.tied_head)
+      emit({.name = spec_.names.head, .shape = {vocab, hidden}, .part = Part::head, .shard = Shard::rows});
   }
 
  private:
@@ -47,11 +48,13 @@ class Lister {
     norm(prefix + "input_layernorm.weight", spec_.hidden_size);
     std::visit([&](const auto& attention) { attend(attention, prefix + "self_attn."); }, spec_.attention);
     norm(prefix + "post_attention_layernorm.weight", spec_.hidden_size);
-    std::visit([&](const auto& ffn) { feed(ffn, prefix + spec_.names.ffn); }, spec_.layers[static_cast<size_t>(layer_)]);
+    std::visit([&](const auto& ffn) { feed(ffn, prefix + spec_.names.ffn); },
+               spec_.layers[static_cast<size_t>(layer_)]);
   }
 
   void attend(const GqaSpec& a, const std::string& prefix) {
-    const int64_t hidden = spec_.hidden_size, q = int64_t{a.num_heads} * a.head_dim, kv = int64_t{a.num_kv_heads} * a.head_dim;
+    const int64_t hidden = spec_.hidden_size, q = int64_t{a.num_heads} * a.head_dim,
+                  kv = int64_t{a.num_kv_heads} * a.head_dim;
     linear(prefix + "q_proj.weight", q, hidden, Part::attention, Shard::heads);
     linear(prefix + "k_proj.weight", kv, hidden, Part::attention, Shard::heads);
     linear(prefix + "v_proj.weight", kv, hidden, Part::attention, Shard::heads);
@@ -67,7 +70,8 @@ class Lister {
     } else {
       linear(prefix + "q_proj.weight", q, hidden, Part::attention, Shard::heads);
     }
-    linear(prefix + "kv_a_proj_with_mqa.weight", int64_t{a.kv_lora_rank} + a.rope_dim, hidden, Part::attention, Shard::none);
+    linear(prefix + "kv_a_proj_with_mqa.weight", int64_t{a.kv_lora_rank} + a.rope_dim, hidden, Part::attention,
+           Shard::none);
     norm(prefix + "kv_a_layernorm.weight", a.kv_lora_rank);
     linear(prefix + "kv_b_proj.weight", heads * (a.nope_dim + a.v_dim), a.kv_lora_rank, Part::kv_up, Shard::heads);
     linear(prefix + "o_proj.weight", hidden, heads * a.v_dim, Part::attention, Shard::head_columns);
@@ -89,7 +93,10 @@ class Lister {
   void feed(const MoeSpec& ffn, const std::string& prefix) {
     const Names& n = spec_.names;
     const int64_t experts = ffn.router.num_experts;
-    emit({.name = prefix + n.router, .shape = {experts, spec_.hidden_size}, .part = Part::router, .keep_f32 = spec_.f32_router});
+    emit({.name = prefix + n.router,
+          .shape = {experts, spec_.hidden_size},
+          .part = Part::router,
+          .keep_f32 = spec_.f32_router});
     if (ffn.router.selection_bias) {
       std::vector<int64_t> shape = spec_.bias_as_row ? std::vector<int64_t>{1, experts} : std::vector<int64_t>{experts};
       emit({.name = prefix + n.router_bias, .shape = std::move(shape), .part = Part::router_bias, .keep_f32 = true});
@@ -140,8 +147,8 @@ bool matches(std::string_view pattern, std::string_view name) {
 }  // namespace
 
 std::string_view name_of(Part part) {
-  constexpr std::array<std::string_view, 10> kNames{"embedding", "head", "norm", "attention", "kv_up", "dense_ffn", "router", "router_bias",
-                                                    "expert", "shared_expert"};
+  constexpr std::array<std::string_view, 10> kNames{"embedding", "head",   "norm",        "attention", "kv_up",
+                                                    "dense_ffn", "router", "router_bias", "expert",    "shared_expert"};
   return kNames[static_cast<size_t>(part)];
 }
 
@@ -175,7 +182,8 @@ ParameterCounts count_parameters(const ModelSpec& spec) {
 
 int64_t kv_bytes_per_token(const ModelSpec& spec, DType kv_dtype) {
   int64_t elements = 0;
-  if (const auto* gqa = std::get_if<GqaSpec>(&spec.attention)) elements = int64_t{2} * gqa->num_kv_heads * gqa->head_dim;
+  if (const auto* gqa = std::get_if<GqaSpec>(&spec.attention))
+    elements = int64_t{2} * gqa->num_kv_heads * gqa->head_dim;
   if (const auto* mla = std::get_if<MlaSpec>(&spec.attention)) elements = int64_t{mla->kv_lora_rank} + mla->rope_dim;
   return elements * spec.num_layers() * static_cast<int64_t>(size_of(kv_dtype));
 }

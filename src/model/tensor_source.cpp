@@ -34,7 +34,8 @@ std::string shape_keys(const ModelSpec& spec, const TensorInfo& info) {
     case Part::embedding:
     case Part::head: return "vocab_size, hidden_size";
     case Part::attention:
-      return mla ? "hidden_size, num_attention_heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim"
+      return mla ? "hidden_size, num_attention_heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, "
+                   "v_head_dim"
                  : "hidden_size, num_attention_heads, num_key_value_heads, head_dim";
     case Part::kv_up: return "num_attention_heads, qk_nope_head_dim, v_head_dim, kv_lora_rank";
     case Part::dense_ffn: return "hidden_size, intermediate_size";
@@ -77,7 +78,8 @@ Role role_of(const Names& names, std::string_view tensor) {
   return tensor.ends_with("." + names.expert_up) ? Role::up : Role::down;
 }
 
-/// Finds every tensor of a model in a checkpoint, under one of its names or inside a fused one, and checks what it finds.
+/// Finds every tensor of a model in a checkpoint, under one of its names or inside a fused one, and checks what it
+/// finds.
 class Binder {
  public:
   Binder(const Checkpoint& checkpoint, const ModelSpec& spec) : checkpoint_(checkpoint), spec_(spec) {}
@@ -104,8 +106,11 @@ class Binder {
   }
 
   void bind_whole(const TensorInfo& info, const TensorRecord& record) {
-    const auto flat = [](const Shape& shape) { return shape.size() == 2 && shape.front() == 1 ? Shape{shape.back()} : shape; };
-    const bool same = info.part == Part::router_bias ? flat(record.shape) == flat(info.shape) : record.shape == info.shape;
+    const auto flat = [](const Shape& shape) {
+      return shape.size() == 2 && shape.front() == 1 ? Shape{shape.back()} : shape;
+    };
+    const bool same =
+        info.part == Part::router_bias ? flat(record.shape) == flat(info.shape) : record.shape == info.shape;
     if (!same) refuse_shape(record, info.shape, shape_keys(spec_, info));
     check_dtype(info, record);
     add(info.name, {&record, 0, info.shape});
@@ -113,8 +118,8 @@ class Binder {
     const TensorRecord* scale = suffix.empty() ? find_stray_scale(record) : checkpoint_.find(record.name + suffix);
     if (suffix.empty() && !scale) return;
     if (suffix.empty())
-      refuse(fmt::format("{}: {} scales {}, which is {} and needs no scale; restore the weight that belongs to it", scale->file.string(),
-                         scale->name, record.name, name_of(record.dtype)));
+      refuse(fmt::format("{}: {} scales {}, which is {} and needs no scale; restore the weight that belongs to it",
+                         scale->file.string(), scale->name, record.name, name_of(record.dtype)));
     if (!scale) refuse_no_scale(record, suffix);
     bind_scale(info.name + suffix, *scale, scale_shape(info.shape, record.dtype));
   }
@@ -122,19 +127,24 @@ class Binder {
   void bind_scale(const std::string& name, const TensorRecord& scale, const Shape& wanted) {
     const bool per_row = wanted.back() == 1 && scale.shape == Shape(wanted.begin(), wanted.end() - 1);
     if (scale.shape != wanted && !per_row)
-      refuse_shape(scale, wanted, name.ends_with("_scale_inv") ? "one scale per 128 x 128 block" : "one scale per output row");
+      refuse_shape(scale, wanted,
+                   name.ends_with("_scale_inv") ? "one scale per 128 x 128 block" : "one scale per output row");
     if (!is_floating(scale.dtype))
-      refuse(fmt::format("{}: {} is {}, wanted F32, BF16 or F16", scale.file.string(), scale.name, name_of(scale.dtype)));
+      refuse(
+          fmt::format("{}: {} is {}, wanted F32, BF16 or F16", scale.file.string(), scale.name, name_of(scale.dtype)));
     add(name, {&scale, 0, wanted});
   }
 
-  /// All experts of a layer in one tensor: `experts.gate_up_proj` [E, 2I, H] (gate rows first) and `experts.down_proj` [E, H, I].
+  /// All experts of a layer in one tensor: `experts.gate_up_proj` [E, 2I, H] (gate rows first) and `experts.down_proj`
+  /// [E, H, I].
   bool bind_fused(const TensorInfo& info) {
     const FfnName own = split_ffn(spec_, info.name);
     const Role role = role_of(spec_.names, info.name);
     const TensorRecord* fused = nullptr;
     for (const std::string& prefix : ffn_prefixes(spec_))
-      if (!fused) fused = checkpoint_.find(own.layer + prefix + (role == Role::down ? "experts.down_proj" : "experts.gate_up_proj"));
+      if (!fused)
+        fused =
+            checkpoint_.find(own.layer + prefix + (role == Role::down ? "experts.down_proj" : "experts.gate_up_proj"));
     if (!fused) return false;
     const auto& moe = std::get<MoeSpec>(spec_.layers[static_cast<size_t>(info.layer)]);
     const int64_t parts = role == Role::down ? 1 : 2, experts = moe.router.num_experts;
@@ -142,8 +152,10 @@ class Binder {
     if (fused->shape != whole) refuse_shape(*fused, whole, shape_keys(spec_, info) + ", " + spec_.names.experts_key);
     check_dtype(info, *fused);
     const int64_t part = int64_t{info.expert} * parts + (role == Role::up ? 1 : 0);
-    add(info.name, {fused, fused->bytes / static_cast<size_t>(experts * parts) * static_cast<size_t>(part), info.shape});
-    if (const std::string suffix = scale_suffix(fused->dtype); !suffix.empty()) bind_fused_scale(info, *fused, part, parts);
+    add(info.name,
+        {fused, fused->bytes / static_cast<size_t>(experts * parts) * static_cast<size_t>(part), info.shape});
+    if (const std::string suffix = scale_suffix(fused->dtype); !suffix.empty())
+      bind_fused_scale(info, *fused, part, parts);
     return true;
   }
 
@@ -152,27 +164,33 @@ class Binder {
     const TensorRecord* scale = checkpoint_.find(fused.name + suffix);
     if (!scale) refuse_no_scale(fused, suffix);
     if (parts > 1 && fused.dtype == DType::f8e4m3 && info.shape[0] % kFp8Block != 0)
-      refuse(fmt::format("{}: {} has FP8 blocks that straddle gate and up ({} = {} is no multiple of {}); store one tensor per expert",
-                         fused.file.string(), fused.name, spec_.names.expert_inner_key, info.shape[0], kFp8Block));
+      refuse(fmt::format(
+          "{}: {} has FP8 blocks that straddle gate and up ({} = {} is no multiple of {}); store one tensor per expert",
+          fused.file.string(), fused.name, spec_.names.expert_inner_key, info.shape[0], kFp8Block));
     const Shape one = scale_shape(info.shape, fused.dtype);
     const Shape whole{fused.shape[0], parts * one[0], one[1]};
     if (scale->shape != whole) refuse_shape(*scale, whole, "one scale grid per expert");
     if (!is_floating(scale->dtype))
-      refuse(fmt::format("{}: {} is {}, wanted F32, BF16 or F16", scale->file.string(), scale->name, name_of(scale->dtype)));
-    add(info.name + suffix, {scale, scale->bytes / static_cast<size_t>(whole[0] * parts) * static_cast<size_t>(part), one});
+      refuse(fmt::format("{}: {} is {}, wanted F32, BF16 or F16", scale->file.string(), scale->name,
+                         name_of(scale->dtype)));
+    add(info.name + suffix,
+        {scale, scale->bytes / static_cast<size_t>(whole[0] * parts) * static_cast<size_t>(part), one});
   }
 
   void check_dtype(const TensorInfo& info, const TensorRecord& record) const {
     if (is_floating(record.dtype)) return;
     const bool may_quantise = info.linear || info.part == Part::head;
     if (!may_quantise || !takes_scales(record.dtype))
-      refuse(fmt::format("{}: {} is {}, wanted BF16, F16 or F32{}", record.file.string(), record.name, name_of(record.dtype),
-                         may_quantise ? ", or F8_E4M3 or I8 with scales" : ""));
+      refuse(fmt::format("{}: {} is {}, wanted BF16, F16 or F32{}", record.file.string(), record.name,
+                         name_of(record.dtype), may_quantise ? ", or F8_E4M3 or I8 with scales" : ""));
     const WeightScheme wanted = record.dtype == DType::i8 ? WeightScheme::int8_channel : WeightScheme::fp8_block;
     if (spec_.quant.scheme != wanted)
-      refuse(fmt::format("{}: {} is {}, but quantization_config of config.json does not describe {} weights; restore the config.json that "
-                         "belongs to these files", record.file.string(), record.name, name_of(record.dtype),
-                         record.dtype == DType::i8 ? "int8 per-channel" : "FP8 block-scaled"));
+      refuse(
+          fmt::format("{}: {} is {}, but quantization_config of config.json does not describe {} weights; restore the "
+                      "config.json that "
+                      "belongs to these files",
+                      record.file.string(), record.name, name_of(record.dtype),
+                      record.dtype == DType::i8 ? "int8 per-channel" : "FP8 block-scaled"));
   }
 
   static std::string scale_suffix(DType dtype) {
@@ -188,22 +206,29 @@ class Binder {
   }
 
   [[noreturn]] void refuse_missing(const TensorInfo& info) const {
-    refuse(fmt::format("{}: tensor {} [{}] is missing (config.json: {}; {} layers); the folder is incomplete or its config.json belongs to "
-                       "another model", checkpoint_.folder().string(), info.name, fmt::join(info.shape, ", "), shape_keys(spec_, info),
-                       spec_.num_layers()));
+    refuse(
+        fmt::format("{}: tensor {} [{}] is missing (config.json: {}; {} layers); the folder is incomplete or its "
+                    "config.json belongs to "
+                    "another model",
+                    checkpoint_.folder().string(), info.name, fmt::join(info.shape, ", "), shape_keys(spec_, info),
+                    spec_.num_layers()));
   }
   [[noreturn]] void refuse_shape(const TensorRecord& record, const Shape& wanted, const std::string& cause) const {
-    refuse(fmt::format("{}: {} has shape [{}], wanted [{}] ({}); use the config.json that belongs to these files", record.file.string(),
-                       record.name, fmt::join(record.shape, ", "), fmt::join(wanted, ", "), cause));
+    refuse(fmt::format("{}: {} has shape [{}], wanted [{}] ({}); use the config.json that belongs to these files",
+                       record.file.string(), record.name, fmt::join(record.shape, ", "), fmt::join(wanted, ", "),
+                       cause));
   }
   [[noreturn]] void refuse_no_scale(const TensorRecord& record, const std::string& suffix) const {
-    refuse(fmt::format("{}: {} is {} but its scales {}{} are missing; the folder is incomplete", record.file.string(), record.name,
-                       name_of(record.dtype), record.name, suffix));
+    refuse(fmt::format("{}: {} is {} but its scales {}{} are missing; the folder is incomplete", record.file.string(),
+                       record.name, name_of(record.dtype), record.name, suffix));
   }
   [[noreturn]] void refuse_extra(const TensorRecord& record) const {
-    refuse(fmt::format("{}: tensor {} [{}] {} is no part of the {} model that config.json describes ({} layers{}); use the config.json that "
-                       "belongs to these files", record.file.string(), record.name, fmt::join(record.shape, ", "), name_of(record.dtype),
-                       spec_.family, spec_.num_layers(), spec_.tied_head ? ", tied head" : ""));
+    refuse(
+        fmt::format("{}: tensor {} [{}] {} is no part of the {} model that config.json describes ({} layers{}); use "
+                    "the config.json that "
+                    "belongs to these files",
+                    record.file.string(), record.name, fmt::join(record.shape, ", "), name_of(record.dtype),
+                    spec_.family, spec_.num_layers(), spec_.tied_head ? ", tied head" : ""));
   }
 
   const Checkpoint& checkpoint_;

@@ -30,8 +30,10 @@ TEST(Json, KeepsKeyOrderAndValues) {
 }
 
 TEST(Json, RefusesWhatTheGrammarDoesNotAllow) {
-  for (const std::string_view text : {"", "{", "[1,]", "{\"a\":1,}", "{a:1}", "NaN", "[Infinity]", "[-NaN]", "1 2", "{} x", "[1]]", "// c\n1",
-                                      "'a'", "[01]", "[1.]", "[.5]", "[+1]", "\"a\nb\"", "\"\\x41\"", "[1e999]", "tru", "\"\\ud800\""}) {
+  for (const std::string_view text :
+       {"",     "{",        "[1,]",      "{\"a\":1,}", "{a:1}", "NaN",        "[Infinity]", "[-NaN]",
+        "1 2",  "{} x",     "[1]]",      "// c\n1",    "'a'",   "[01]",       "[1.]",       "[.5]",
+        "[+1]", "\"a\nb\"", "\"\\x41\"", "[1e999]",    "tru",   "\"\\ud800\""}) {
     const std::string message = refusal(text);
     EXPECT_NE(message.find("f.json"), std::string::npos) << text << ": " << message;
     EXPECT_NE(message.find("byte"), std::string::npos) << text << ": " << message;
@@ -39,7 +41,8 @@ TEST(Json, RefusesWhatTheGrammarDoesNotAllow) {
 }
 
 TEST(Json, RefusesInvalidUtf8AndNulBytes) {
-  for (const std::string_view text : {"\"\xff\"", "\"\xc0\xaf\"", "\"\xed\xa0\x80\"", "\"\xe2\x82\"", "\"\xf5\x80\x80\x80\""})
+  for (const std::string_view text :
+       {"\"\xff\"", "\"\xc0\xaf\"", "\"\xed\xa0\x80\"", "\"\xe2\x82\"", "\"\xf5\x80\x80\x80\""})
     EXPECT_NE(refusal(text).find("malformed"), std::string::npos);
   using namespace std::string_view_literals;
   EXPECT_NE(refusal("{}\0{"sv).find("NUL"), std::string::npos);

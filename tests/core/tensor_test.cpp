@@ -35,7 +35,8 @@ TEST(Tensor, RowsAndColumnsStayInside) {
 }
 
 TEST(CheckedProduct, RefusesNegativeFactorsAndOverflow) {
-  const int64_t fine[] = {3, 4, 5}, zero[] = {0, 1 << 20}, negative[] = {2, -1}, large[] = {int64_t{1} << 40, int64_t{1} << 40};
+  const int64_t fine[] = {3, 4, 5}, zero[] = {0, 1 << 20}, negative[] = {2, -1},
+                large[] = {int64_t{1} << 40, int64_t{1} << 40};
   EXPECT_EQ(checked_product(fine, "x"), 60u);
   EXPECT_EQ(checked_product(zero, "x"), 0u);
   EXPECT_EQ(checked_product({}, "x"), 1u);

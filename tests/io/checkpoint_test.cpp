@@ -83,7 +83,8 @@ TEST(Checkpoint, NamesAMissingFolderFileOrConfig) {
 }
 
 TEST(Checkpoint, RefusesPickleFilesWithWhatToDo) {
-  for (const char* name : {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth"}) {
+  for (const char* name :
+       {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth"}) {
     const TempFolder folder;
     folder.write("config.json", "{}");
     folder.write(name, "\x80\x02");
@@ -102,8 +103,9 @@ TEST(Checkpoint, RefusesFoldersWithoutUsableWeights) {
 TEST(Checkpoint, RefusesIndexPathsThatLeaveTheFolder) {
   Sharded model;
   write_tensor(model.folder.path().parent_path() / "outside.safetensors", "b");
-  for (const char* name : {"../outside.safetensors", "/etc/passwd", "sub/s2.safetensors", "..", ".", "", "./s2.safetensors", "a\\b.safetensors",
-                           "s2.safetensors\n", "s2.safetensors/../s1.safetensors"}) {
+  for (const char* name :
+       {"../outside.safetensors", "/etc/passwd", "sub/s2.safetensors", "..", ".", "", "./s2.safetensors",
+        "a\\b.safetensors", "s2.safetensors\n", "s2.safetensors/../s1.safetensors"}) {
     model.index["weight_map"]["b"] = name;
     expect_names(model.open(), {"model.safetensors.index.json", "plain file name"});
   }
@@ -166,8 +168,9 @@ TEST(Checkpoint, IndexAndShardsMustAgree) {
 
 TEST(Checkpoint, RefusesMalformedIndexes) {
   const Sharded model;
-  for (const char* text : {"", "{", "[]", "{}", R"({"weight_map": []})", R"({"weight_map": {}})", R"({"weight_map": {"a": 1}})",
-                           R"({"weight_map": {"a": "s1.safetensors", "a": "s2.safetensors"}})"}) {
+  for (const char* text :
+       {"", "{", "[]", "{}", R"({"weight_map": []})", R"({"weight_map": {}})", R"({"weight_map": {"a": 1}})",
+        R"({"weight_map": {"a": "s1.safetensors", "a": "s2.safetensors"}})"}) {
     model.folder.write("model.safetensors.index.json", text);
     expect_names(error_of([&] { Checkpoint c(model.folder.path()); }), {"model.safetensors.index.json"});
   }
@@ -177,7 +180,8 @@ TEST(Checkpoint, FullVerificationNamesNanAndInfinity) {
   for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
     const TempFolder folder;
     folder.write("config.json", "{}");
-    SafetensorsWriter writer(folder / "model.safetensors", {{"good", DType::f32, {3000}}, {"bad.weight_scale_inv", DType::f32, {3000}}});
+    SafetensorsWriter writer(folder / "model.safetensors",
+                             {{"good", DType::f32, {3000}}, {"bad.weight_scale_inv", DType::f32, {3000}}});
     std::vector<float> values(3000, 1.0f);
     writer.write(std::as_bytes(std::span(values)));
     values[2047] = bad;
@@ -185,7 +189,8 @@ TEST(Checkpoint, FullVerificationNamesNanAndInfinity) {
     writer.finish();
     const Checkpoint checkpoint(folder.path());
     EXPECT_NO_THROW(checkpoint.verify(Verify::fast));
-    expect_names(error_of([&] { checkpoint.verify(Verify::full); }), {"model.safetensors", "bad.weight_scale_inv", "element 2047", "F32"});
+    expect_names(error_of([&] { checkpoint.verify(Verify::full); }),
+                 {"model.safetensors", "bad.weight_scale_inv", "element 2047", "F32"});
   }
 }
 

@@ -27,8 +27,9 @@ std::string refusal(std::string_view bytes) {
   return error_of([&] { SafetensorsFile::parse(std::as_bytes(std::span(bytes)), "dir/x.safetensors"); });
 }
 
-constexpr std::string_view kGood = R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},)"
-                                   R"("a":{"dtype":"F32","shape":[],"data_offsets":[12,16]},"e":{"dtype":"I8","shape":[0,4],"data_offsets":[16,16]}}   )";
+constexpr std::string_view kGood =
+    R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},)"
+    R"("a":{"dtype":"F32","shape":[],"data_offsets":[12,16]},"e":{"dtype":"I8","shape":[0,4],"data_offsets":[16,16]}}   )";
 
 TEST(Safetensors, ReadsShapesTypesAndPlaces) {
   const std::string bytes = file_bytes(kGood, 16);
@@ -49,8 +50,12 @@ struct Fault {
   const char* named;  ///< what the message must name besides the file
 };
 
-std::string with(std::string_view entry, size_t data_bytes) { return file_bytes(fmt::format("{{{}}}", entry), data_bytes); }
-std::string one(std::string_view fields, size_t data_bytes = 4) { return with(fmt::format("\"t\":{{{}}}", fields), data_bytes); }
+std::string with(std::string_view entry, size_t data_bytes) {
+  return file_bytes(fmt::format("{{{}}}", entry), data_bytes);
+}
+std::string one(std::string_view fields, size_t data_bytes = 4) {
+  return with(fmt::format("\"t\":{{{}}}", fields), data_bytes);
+}
 
 std::vector<Fault> structural_faults() {
   using namespace std::string_literals;
@@ -80,14 +85,20 @@ std::vector<Fault> structural_faults() {
       {"garbage after the header object", file_bytes("{} x", 0), "malformed"},
       {"second object", file_bytes("{}{}", 0), "malformed"},
       {"NUL padding", file_bytes("{}\0\0"s, 0), "NUL"},
-      {"invalid UTF-8 in a name", with("\"t\xff\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}", 4), "malformed"},
+      {"invalid UTF-8 in a name", with("\"t\xff\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}", 4),
+       "malformed"},
       {"overlong UTF-8", with("\"t\xc0\x80\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}", 4), "malformed"},
       {"lone surrogate", with(R"("\ud800":{"dtype":"I8","shape":[4],"data_offsets":[0,4]})", 4), "malformed"},
-      {"control character in a name", with(R"("t\u001b[2J":{"dtype":"I8","shape":[4],"data_offsets":[0,4]})", 4), "control"},
+      {"control character in a name", with(R"("t\u001b[2J":{"dtype":"I8","shape":[4],"data_offsets":[0,4]})", 4),
+       "control"},
       {"tensor is a number", with("\"t\":3", 0), "\"t\""},
       {"tensor is a list", with("\"t\":[]", 0), "\"t\""},
       {"tensor is null", with("\"t\":null", 0), "\"t\""},
-      {"tensor twice", with(R"("t":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"t":{"dtype":"I8","shape":[2],"data_offsets":[2,4]})", 4), "twice"},
+      {"tensor twice",
+       with(
+           R"("t":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"t":{"dtype":"I8","shape":[2],"data_offsets":[2,4]})",
+           4),
+       "twice"},
       {"dtype twice", one(R"("dtype":"I8","dtype":"I8","shape":[4],"data_offsets":[0,4])"), "dtype occurs twice"},
       {"shape twice", one(R"("dtype":"I8","shape":[4],"shape":[4],"data_offsets":[0,4])"), "shape occurs twice"},
       {"unknown field", one(R"("dtype":"I8","shape":[4],"data_offsets":[0,4],"extra":1)"), "extra"},
@@ -106,10 +117,14 @@ std::vector<Fault> structural_faults() {
       {"negative shape", one(R"("dtype":"I8","shape":[-4],"data_offsets":[0,4])"), "-4"},
       {"two negative sizes", one(R"("dtype":"I8","shape":[-2,-2],"data_offsets":[0,4])"), "-2"},
       {"fractional shape", one(R"("dtype":"I8","shape":[4.0],"data_offsets":[0,4])"), "4.0"},
-      {"size beyond 2^63", one(R"("dtype":"I8","shape":[9223372036854775808],"data_offsets":[0,4])"), "9223372036854775808"},
-      {"size beyond 2^64", one(R"("dtype":"I8","shape":[18446744073709551620],"data_offsets":[0,4])"), "18446744073709551620"},
-      {"product wraps to the right size", one(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0])", 0), "too large"},
-      {"product with dtype wraps", one(R"("dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,0])", 0), "too large"},
+      {"size beyond 2^63", one(R"("dtype":"I8","shape":[9223372036854775808],"data_offsets":[0,4])"),
+       "9223372036854775808"},
+      {"size beyond 2^64", one(R"("dtype":"I8","shape":[18446744073709551620],"data_offsets":[0,4])"),
+       "18446744073709551620"},
+      {"product wraps to the right size",
+       one(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0])", 0), "too large"},
+      {"product with dtype wraps", one(R"("dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,0])", 0),
+       "too large"},
       {"nine dimensions", one(R"("dtype":"I8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4])"), "more than 8"},
       {"shape larger than the data", one(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), "need 8"},
       {"shape smaller than the data", one(R"("dtype":"I8","shape":[3],"data_offsets":[0,4])"), "need 3"},
@@ -119,12 +134,25 @@ std::vector<Fault> structural_faults() {
       {"negative offset", one(R"("dtype":"I8","shape":[4],"data_offsets":[-4,0])"), "-4"},
       {"fractional offset", one(R"("dtype":"I8","shape":[4],"data_offsets":[0.5,4])"), "0.5"},
       {"offset past the end", one(R"("dtype":"I8","shape":[4],"data_offsets":[1,5])"), "truncated"},
-      {"huge offset", one(R"("dtype":"I8","shape":[4],"data_offsets":[9223372036854775803,9223372036854775807])"), "truncated"},
-      {"offset of 2^64 - 1", one(R"("dtype":"I8","shape":[4],"data_offsets":[0,18446744073709551615])"), "18446744073709551615"},
-      {"overlap", with(R"("a":{"dtype":"I8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"I8","shape":[3],"data_offsets":[1,4]})", 4), "overlap"},
-      {"same place twice", with(R"("a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"I8","shape":[4],"data_offsets":[0,4]})", 4),
+      {"huge offset", one(R"("dtype":"I8","shape":[4],"data_offsets":[9223372036854775803,9223372036854775807])"),
+       "truncated"},
+      {"offset of 2^64 - 1", one(R"("dtype":"I8","shape":[4],"data_offsets":[0,18446744073709551615])"),
+       "18446744073709551615"},
+      {"overlap",
+       with(
+           R"("a":{"dtype":"I8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"I8","shape":[3],"data_offsets":[1,4]})",
+           4),
        "overlap"},
-      {"hole between", with(R"("a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"I8","shape":[2],"data_offsets":[2,4]})", 4), "hole"},
+      {"same place twice",
+       with(
+           R"("a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"I8","shape":[4],"data_offsets":[0,4]})",
+           4),
+       "overlap"},
+      {"hole between",
+       with(
+           R"("a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"I8","shape":[2],"data_offsets":[2,4]})",
+           4),
+       "hole"},
       {"hole at the start", one(R"("dtype":"I8","shape":[2],"data_offsets":[2,4])"), "hole"},
       {"hole at the end", one(R"("dtype":"I8","shape":[2],"data_offsets":[0,2])"), "2 bytes follow"},
       {"data without tensors", file_bytes("{}", 4), "4 bytes follow"},
@@ -150,7 +178,8 @@ TEST(Safetensors, RefusesStructuralFaultsNamingFileAndPlace) {
 TEST(Safetensors, RefusesEveryTruncationAndNeverReadsOutside) {
   const std::string good = file_bytes(kGood, 16);
   for (size_t n = 0; n < good.size(); ++n) {
-    const std::vector<char> cut(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(n));  // own allocation: sanitizers see its end
+    const std::vector<char> cut(
+        good.begin(), good.begin() + static_cast<std::ptrdiff_t>(n));  // own allocation: sanitizers see its end
     EXPECT_THROW(SafetensorsFile::parse(std::as_bytes(std::span(cut)), "x"), Error) << n;
   }
 }

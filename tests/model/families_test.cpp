@@ -20,7 +20,9 @@ using test::error_of;
 Json golden(const char* name) { return read_config(std::filesystem::path(CONCLAVE_TEST_DATA) / "golden" / name); }
 ModelSpec parse(const Json& config) { return parse_spec(config, "dir/config.json"); }
 std::string refusal(const Json& config) { return error_of([&] { parse(config); }); }
-const RouterSpec& router(const ModelSpec& spec, size_t layer) { return std::get<MoeSpec>(spec.layers.at(layer)).router; }
+const RouterSpec& router(const ModelSpec& spec, size_t layer) {
+  return std::get<MoeSpec>(spec.layers.at(layer)).router;
+}
 bool sparse(const ModelSpec& spec, size_t layer) { return std::holds_alternative<MoeSpec>(spec.layers.at(layer)); }
 
 Json edited(const char* preset, const char* key, Json value) {
@@ -109,7 +111,8 @@ TEST(Families, MlaIgnoresHeadDimAndTakesNullOrZeroAsNoQueryLatent) {
   EXPECT_EQ(std::get<MlaSpec>(parse(edited("deepseek-v2-lite", "q_lora_rank", 0)).attention).q_lora_rank, 0);
   EXPECT_EQ(std::get<MlaSpec>(parse(without("deepseek-v2-lite", "q_lora_rank")).attention).q_lora_rank, 0);
   EXPECT_EQ(std::get<MlaSpec>(parse(edited("deepseek-v2-lite", "head_dim", 7)).attention).nope_dim, 128);
-  EXPECT_EQ(std::get<MlaSpec>(parse(edited("deepseek-v3", "rope_interleave", false)).attention).rope.pairs, RopePairs::halves);
+  EXPECT_EQ(std::get<MlaSpec>(parse(edited("deepseek-v3", "rope_interleave", false)).attention).rope.pairs,
+            RopePairs::halves);
 }
 
 TEST(Families, Mixtral) {
@@ -158,7 +161,8 @@ TEST(Families, BothGenerationsOfFieldsMeanTheSame) {
   modern["rope_parameters"]["rope_theta"] = 10000.0;
   modern.erase("rope_scaling"), modern.erase("rope_theta"), modern.erase("torch_dtype");
   modern["dtype"] = "float16";
-  for (const char* key : {"hidden_size", "num_hidden_layers", "n_routed_experts"}) modern[key] = modern[key].get<double>();  // 2048.0
+  for (const char* key : {"hidden_size", "num_hidden_layers", "n_routed_experts"})
+    modern[key] = modern[key].get<double>();  // 2048.0
   const ModelSpec a = parse(preset_config("deepseek-v2-lite")), b = parse(modern);
   const auto &ra = std::get<MlaSpec>(a.attention), &rb = std::get<MlaSpec>(b.attention);
   EXPECT_EQ(ra.softmax_scale, rb.softmax_scale);
@@ -191,11 +195,13 @@ TEST(Families, AutoMapRunsNothingAndChangesNothing) {
 TEST(Families, RefuseUnknownNamesWithTheListOfWhatIsSupported) {
   const std::string type = refusal(edited("mixtral-8x7b", "model_type", "qwen3_moe"));
   EXPECT_NE(type.find("\"qwen3_moe\" is not supported; supported are deepseek"), std::string::npos) << type;
-  const std::string architecture = refusal(edited("mixtral-8x7b", "architectures", Json{"MixtralForSequenceClassification"}));
+  const std::string architecture =
+      refusal(edited("mixtral-8x7b", "architectures", Json{"MixtralForSequenceClassification"}));
   EXPECT_NE(architecture.find("MixtralForSequenceClassification"), std::string::npos) << architecture;
   EXPECT_NE(architecture.find("ernie4_5_moe"), std::string::npos) << architecture;
   for (const char* rope : {"linear", "dynamic", "llama3", "longrope"}) {
-    const std::string message = refusal(edited("mixtral-8x7b", "rope_scaling", Json{{"rope_type", rope}, {"factor", 2}}));
+    const std::string message =
+        refusal(edited("mixtral-8x7b", "rope_scaling", Json{{"rope_type", rope}, {"factor", 2}}));
     EXPECT_NE(message.find(rope), std::string::npos) << message;
     EXPECT_NE(message.find("supported are default and yarn"), std::string::npos) << message;
   }
@@ -205,7 +211,8 @@ TEST(Families, RefuseUnknownNamesWithTheListOfWhatIsSupported) {
     EXPECT_NE(message.find("supported are quant_method fp8"), std::string::npos) << message;
   }
   EXPECT_NE(refusal(edited("mixtral-8x7b", "quantize", "w8a8s")).find("w8a8s"), std::string::npos);
-  EXPECT_NE(refusal(edited("mixtral-8x7b", "architectures", Json{"DeepseekV3ForCausalLM"})).find("MixtralForCausalLM"), std::string::npos);
+  EXPECT_NE(refusal(edited("mixtral-8x7b", "architectures", Json{"DeepseekV3ForCausalLM"})).find("MixtralForCausalLM"),
+            std::string::npos);
   Json untyped = without("mixtral-8x7b", "model_type");
   EXPECT_EQ(parse(untyped).family, "mixtral");
   untyped.erase("architectures");
@@ -215,28 +222,60 @@ TEST(Families, RefuseUnknownNamesWithTheListOfWhatIsSupported) {
 struct BadValue { const char* preset; const char* key; Json value; };
 TEST(Families, RefuseValuesThatCannotBeNamingFileKeyAndValue) {
   const BadValue cases[] = {
-      {"deepseek-v3", "hidden_size", 0},          {"deepseek-v3", "hidden_size", -7168},       {"deepseek-v3", "hidden_size", 1 << 20},
-      {"deepseek-v3", "hidden_size", 0.5},        {"deepseek-v3", "hidden_size", "7168"},      {"deepseek-v3", "hidden_size", true},
-      {"deepseek-v3", "hidden_size", nullptr},    {"deepseek-v3", "vocab_size", 0},            {"deepseek-v3", "vocab_size", 1e18},
-      {"deepseek-v3", "num_hidden_layers", 0},    {"deepseek-v3", "num_hidden_layers", 1025},  {"deepseek-v3", "n_routed_experts", 4097},
-      {"deepseek-v3", "n_routed_experts", 0},     {"deepseek-v3", "num_experts_per_tok", 257}, {"deepseek-v3", "num_experts_per_tok", 0},
-      {"deepseek-v3", "n_group", 7},              {"deepseek-v3", "topk_group", 9},            {"deepseek-v3", "n_group", 256},
-      {"deepseek-v3", "qk_rope_head_dim", 63},    {"deepseek-v3", "kv_lora_rank", 0},          {"deepseek-v3", "scoring_func", "softmax"},
-      {"deepseek-v3", "topk_method", "greedy"},   {"deepseek-v3", "attention_bias", true},     {"deepseek-v3", "hidden_act", "gelu"},
-      {"deepseek-v3", "rms_norm_eps", -1},        {"deepseek-v3", "rope_theta", 0},            {"deepseek-v3", "torch_dtype", "int4"},
-      {"deepseek-v3", "eos_token_id", 129280},    {"deepseek-v3", "eos_token_id", -1},         {"deepseek-v3", "eos_token_id", "x"},
-      {"deepseek-v3", "rope_scaling", 4},         {"deepseek-v3", "quantization_config", 4},   {"deepseek-v3", "moe_layer_freq", 0},
-      {"deepseek-v2", "topk_method", "noaux_tc"}, {"deepseek-v2", "scoring_func", "sigmoid"},  {"mixtral-8x7b", "num_key_value_heads", 5},
-      {"mixtral-8x7b", "num_key_value_heads", 64}, {"mixtral-8x7b", "head_dim", 127},          {"mixtral-8x7b", "num_attention_heads", 33},
-      {"mixtral-8x7b", "num_local_experts", 1},   {"ernie-4.5-21b-a3b", "use_bias", true},     {"ernie-4.5-21b-a3b", "moe_num_experts", Json{64, 64}},
-      {"ernie-4.5-21b-a3b", "moe_gate", "top2"},  {"ernie-4.5-21b-a3b", "moe_layer_start_index", -1},
-      {"ernie-4.5-21b-a3b", "moe_layer_interval", 0}, {"ernie-4.5-21b-a3b", "max_position_embeddings", 0},
+      {"deepseek-v3", "hidden_size", 0},
+      {"deepseek-v3", "hidden_size", -7168},
+      {"deepseek-v3", "hidden_size", 1 << 20},
+      {"deepseek-v3", "hidden_size", 0.5},
+      {"deepseek-v3", "hidden_size", "7168"},
+      {"deepseek-v3", "hidden_size", true},
+      {"deepseek-v3", "hidden_size", nullptr},
+      {"deepseek-v3", "vocab_size", 0},
+      {"deepseek-v3", "vocab_size", 1e18},
+      {"deepseek-v3", "num_hidden_layers", 0},
+      {"deepseek-v3", "num_hidden_layers", 1025},
+      {"deepseek-v3", "n_routed_experts", 4097},
+      {"deepseek-v3", "n_routed_experts", 0},
+      {"deepseek-v3", "num_experts_per_tok", 257},
+      {"deepseek-v3", "num_experts_per_tok", 0},
+      {"deepseek-v3", "n_group", 7},
+      {"deepseek-v3", "topk_group", 9},
+      {"deepseek-v3", "n_group", 256},
+      {"deepseek-v3", "qk_rope_head_dim", 63},
+      {"deepseek-v3", "kv_lora_rank", 0},
+      {"deepseek-v3", "scoring_func", "softmax"},
+      {"deepseek-v3", "topk_method", "greedy"},
+      {"deepseek-v3", "attention_bias", true},
+      {"deepseek-v3", "hidden_act", "gelu"},
+      {"deepseek-v3", "rms_norm_eps", -1},
+      {"deepseek-v3", "rope_theta", 0},
+      {"deepseek-v3", "torch_dtype", "int4"},
+      {"deepseek-v3", "eos_token_id", 129280},
+      {"deepseek-v3", "eos_token_id", -1},
+      {"deepseek-v3", "eos_token_id", "x"},
+      {"deepseek-v3", "rope_scaling", 4},
+      {"deepseek-v3", "quantization_config", 4},
+      {"deepseek-v3", "moe_layer_freq", 0},
+      {"deepseek-v2", "topk_method", "noaux_tc"},
+      {"deepseek-v2", "scoring_func", "sigmoid"},
+      {"mixtral-8x7b", "num_key_value_heads", 5},
+      {"mixtral-8x7b", "num_key_value_heads", 64},
+      {"mixtral-8x7b", "head_dim", 127},
+      {"mixtral-8x7b", "num_attention_heads", 33},
+      {"mixtral-8x7b", "num_local_experts", 1},
+      {"ernie-4.5-21b-a3b", "use_bias", true},
+      {"ernie-4.5-21b-a3b", "moe_num_experts", Json{64, 64}},
+      {"ernie-4.5-21b-a3b", "moe_gate", "top2"},
+      {"ernie-4.5-21b-a3b", "moe_layer_start_index", -1},
+      {"ernie-4.5-21b-a3b", "moe_layer_interval", 0},
+      {"ernie-4.5-21b-a3b", "max_position_embeddings", 0},
   };
   for (const BadValue& bad : cases) {
     const std::string message = refusal(edited(bad.preset, bad.key, bad.value));
-    const bool names_key = message.find(bad.key) != std::string::npos ||
-                           (std::string_view(bad.key) == "num_local_experts" && message.find("num_experts_per_tok") != std::string::npos);
-    EXPECT_TRUE(names_key && message.find("dir/config.json") != std::string::npos) << bad.key << "=" << bad.value.dump() << ": " << message;
+    const bool names_key =
+        message.find(bad.key) != std::string::npos ||
+        (std::string_view(bad.key) == "num_local_experts" && message.find("num_experts_per_tok") != std::string::npos);
+    EXPECT_TRUE(names_key && message.find("dir/config.json") != std::string::npos)
+        << bad.key << "=" << bad.value.dump() << ": " << message;
   }
 }
 
@@ -250,7 +289,8 @@ TEST(Families, YarnNeedsItsNumbers) {
   const Json erase = Json(Json::value_t::discarded);
   EXPECT_NE(yarn("factor", erase).find("rope_scaling: factor is missing"), std::string::npos);
   EXPECT_NE(yarn("factor", 0).find("factor"), std::string::npos);
-  EXPECT_NE(yarn("original_max_position_embeddings", erase).find("original_max_position_embeddings is missing"), std::string::npos);
+  EXPECT_NE(yarn("original_max_position_embeddings", erase).find("original_max_position_embeddings is missing"),
+            std::string::npos);
   EXPECT_NE(yarn("type", erase).find("rope_type is missing"), std::string::npos);
   EXPECT_NE(yarn("attention_factor", 1.5).find("attention_factor"), std::string::npos);
   EXPECT_EQ(yarn("mscale", erase), "no error");
@@ -274,7 +314,8 @@ TEST(Families, QuantisationIsReadOrRefusedByName) {
   EXPECT_NE(broken((group + "/weights/symmetric").c_str(), false).find("symmetric is false"), std::string::npos);
   EXPECT_NE(broken((group + "/weights/type").c_str(), "float").find("type is \"float\""), std::string::npos);
   EXPECT_NE(broken((group + "/input_activations/dynamic").c_str(), false).find("dynamic is false"), std::string::npos);
-  EXPECT_NE(broken((group + "/input_activations/strategy").c_str(), "tensor").find("strategy is \"tensor\""), std::string::npos);
+  EXPECT_NE(broken((group + "/input_activations/strategy").c_str(), "tensor").find("strategy is \"tensor\""),
+            std::string::npos);
   EXPECT_NE(broken((group + "/format").c_str(), "pack-quantized").find("pack-quantized"), std::string::npos);
   EXPECT_NE(broken("/kv_cache_scheme", Json{{"num_bits", 8}}).find("kv_cache_scheme"), std::string::npos);
   EXPECT_NE(broken("/quantization_status", "frozen").find("frozen"), std::string::npos);

@@ -110,19 +110,23 @@ TEST(Inspect, ScalesFollowTheirWeights) {
   const Inspection i = inspect_model(spec, &checkpoint, {.tensors = true, .world = 2});
   std::map<std::string, const TensorRow*> rows;
   for (const TensorRow& row : i.tensors) rows[row.name] = &row;
-  const TensorRow& scale = *rows.at("model.layers.0.mlp.gate_proj.weight_scale_inv");  // 200 rows: 100 each, both in block 0
+  const TensorRow& scale =
+      *rows.at("model.layers.0.mlp.gate_proj.weight_scale_inv");  // 200 rows: 100 each, both in block 0
   EXPECT_EQ(scale.ranks.at(0).begin, 0);
   EXPECT_EQ(scale.ranks.at(0).end, 1);
   EXPECT_EQ(scale.ranks.at(1).begin, 0);
   EXPECT_EQ(scale.ranks.at(1).end, 2);
-  EXPECT_NE(to_text(i).find("gate_proj.weight  [200, 144]  F8_E4M3  model.safetensors  0=r0:100  1=r100:200"), std::string::npos) << to_text(i);
+  EXPECT_NE(to_text(i).find("gate_proj.weight  [200, 144]  F8_E4M3  model.safetensors  0=r0:100  1=r100:200"),
+            std::string::npos)
+      << to_text(i);
   EXPECT_EQ(to_json(i).at("tensors").size(), i.tensors.size());
 }
 
 TEST(Inspect, RefusesMoreRanksThanHeadsAndTooLongContexts) {
   const ModelSpec spec = preset("ernie-4.5-21b-a3b");
   EXPECT_NE(test::error_of([&] { inspect_model(spec, nullptr, {.world = 21}); }).find("1 to 20"), std::string::npos);
-  EXPECT_NE(test::error_of([&] { inspect_model(spec, nullptr, {.context = 131073}); }).find("131072"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { inspect_model(spec, nullptr, {.context = 131073}); }).find("131072"),
+            std::string::npos);
 }
 
 }  // namespace

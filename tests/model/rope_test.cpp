@@ -11,7 +11,12 @@ RopeSpec deepseek_yarn(float mscale) {
   return {.pairs = RopePairs::adjacent,
           .dim = 64,
           .theta = 10000,
-          .yarn = YarnSpec{.factor = 40, .mscale = mscale, .mscale_all_dim = mscale, .beta_fast = 32, .beta_slow = 1, .original_max_len = 4096}};
+          .yarn = YarnSpec{.factor = 40,
+                           .mscale = mscale,
+                           .mscale_all_dim = mscale,
+                           .beta_fast = 32,
+                           .beta_slow = 1,
+                           .original_max_len = 4096}};
 }
 
 TEST(Rope, PlainFrequenciesAreThePowersOfTheta) {
@@ -23,18 +28,22 @@ TEST(Rope, PlainFrequenciesAreThePowersOfTheta) {
   EXPECT_FLOAT_EQ(f[3], 0.001f);
 }
 
-// Values computed by an independent script from the formulas of DeepSeek's modeling code (theta 1e4, factor 40, 4096, 32/1).
+// Values computed by an independent script from the formulas of DeepSeek's modeling code (theta 1e4, factor 40, 4096,
+// 32/1).
 TEST(Rope, YarnBlendsBetweenTheTwoIndicesOfDeepSeek) {
   const auto f = inverse_frequencies(deepseek_yarn(1.0f));
   ASSERT_EQ(f.size(), 32u);
-  for (int i = 0; i <= 10; ++i) EXPECT_FLOAT_EQ(f[static_cast<size_t>(i)], static_cast<float>(std::pow(10000.0, -i / 32.0))) << i;
+  for (int i = 0; i <= 10; ++i)
+    EXPECT_FLOAT_EQ(f[static_cast<size_t>(i)], static_cast<float>(std::pow(10000.0, -i / 32.0))) << i;
   EXPECT_FLOAT_EQ(f[11], 0.0390069266f);
   EXPECT_FLOAT_EQ(f[16], 0.0055f);
   EXPECT_FLOAT_EQ(f[22], 1.77827941e-4f);
-  for (int i = 23; i < 32; ++i) EXPECT_FLOAT_EQ(f[static_cast<size_t>(i)], static_cast<float>(std::pow(10000.0, -i / 32.0) / 40)) << i;
+  for (int i = 23; i < 32; ++i)
+    EXPECT_FLOAT_EQ(f[static_cast<size_t>(i)], static_cast<float>(std::pow(10000.0, -i / 32.0) / 40)) << i;
 }
 
-TEST(Rope, EqualBetasGiveAdjacentIndices) {  // Kimi-K2: both betas 1, theta 50000: c(1) = 64 ln(4096 / 2 pi) / (2 ln 50000) = 19.17
+TEST(Rope, EqualBetasGiveAdjacentIndices) {  // Kimi-K2: both betas 1, theta 50000: c(1) = 64 ln(4096 / 2 pi) / (2 ln
+                                             // 50000) = 19.17
   RopeSpec spec = deepseek_yarn(1.0f);
   spec.theta = 50000;
   spec.yarn->factor = 32;

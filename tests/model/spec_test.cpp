@@ -14,14 +14,18 @@ namespace {
 
 ModelSpec preset(std::string_view name) { return parse_spec(preset_config(name), name); }
 
-/// Published sizes in billions: total, active (advertised), read per token; cache bytes per token in bf16. Mixtral 8x22B with the base
-/// model's 32000 rows of vocabulary.
+/// Published sizes in billions: total, active (advertised), read per token; cache bytes per token in bf16. Mixtral
+/// 8x22B with the base model's 32000 rows of vocabulary.
 struct Published { const char* preset; double total, total_step, active, touched; int64_t kv; };
 const Published kPublished[] = {
-    {"deepseek-moe-16b", 16.376, 0.001, 2.83, 2.62, 229376}, {"deepseek-v2-lite", 15.706, 0.001, 2.66, 2.45, 31104},
-    {"deepseek-v2", 235.74, 0.01, 21.38, 20.85, 69120},      {"deepseek-v3", 671.03, 0.01, 37.55, 36.63, 70272},
-    {"mixtral-8x7b", 46.70, 0.01, 12.88, 12.75, 131072},     {"mixtral-8x22b", 140.62, 0.01, 39.15, 38.96, 229376},
-    {"ernie-4.5-21b-a3b", 21.825, 0.001, 3.35, 3.35, 57344}, {"ernie-4.5-300b-a47b", 299.48, 0.01, 47.93, 47.08, 221184},
+    {"deepseek-moe-16b", 16.376, 0.001, 2.83, 2.62, 229376},
+    {"deepseek-v2-lite", 15.706, 0.001, 2.66, 2.45, 31104},
+    {"deepseek-v2", 235.74, 0.01, 21.38, 20.85, 69120},
+    {"deepseek-v3", 671.03, 0.01, 37.55, 36.63, 70272},
+    {"mixtral-8x7b", 46.70, 0.01, 12.88, 12.75, 131072},
+    {"mixtral-8x22b", 140.62, 0.01, 39.15, 38.96, 229376},
+    {"ernie-4.5-21b-a3b", 21.825, 0.001, 3.35, 3.35, 57344},
+    {"ernie-4.5-300b-a47b", 299.48, 0.01, 47.93, 47.08, 221184},
 };
 
 TEST(Spec, ParameterTotalsAreThePublishedOnes) {

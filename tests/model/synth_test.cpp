@@ -18,10 +18,13 @@ using test::TempFolder;
 const fs::path kGolden = fs::path(CONCLAVE_TEST_DATA) / "golden";
 
 TEST(Synth, WritesWhatTheLoaderAcceptsForEveryFamilyAndFormat) {
-  for (const char* config : {"deepseek_moe-bf16", "deepseek_v2-groups", "deepseek_v2-lite-yarn", "deepseek_v3-mtp", "mixtral-gqa", "ernie-tied", "ernie-interval2"})
-    for (const RandomFormat format : {RandomFormat::f32, RandomFormat::f16, RandomFormat::bf16, RandomFormat::fp8, RandomFormat::int8}) {
+  for (const char* config : {"deepseek_moe-bf16", "deepseek_v2-groups", "deepseek_v2-lite-yarn", "deepseek_v3-mtp",
+                             "mixtral-gqa", "ernie-tied", "ernie-interval2"})
+    for (const RandomFormat format :
+         {RandomFormat::f32, RandomFormat::f16, RandomFormat::bf16, RandomFormat::fp8, RandomFormat::int8}) {
       const TempFolder folder;
-      synthesise({.config = (kGolden / config).string(), .out = folder / "m", .format = format, .seed = 9, .progress = {}});
+      synthesise(
+          {.config = (kGolden / config).string(), .out = folder / "m", .format = format, .seed = 9, .progress = {}});
       const Checkpoint checkpoint(folder / "m");
       checkpoint.verify(Verify::full);
       const ModelSpec spec = parse_spec(checkpoint.config(), "config.json");
@@ -40,7 +43,8 @@ TEST(Synth, KeepsTheConfigurationsOwnFormatByDefault) {
   for (const char* config : {"deepseek_v3-fp8", "mixtral-w8a8", "deepseek_moe-fp16"}) {
     const TempFolder folder;
     synthesise({.config = (kGolden / config).string(), .out = folder / "m", .format = {}, .progress = {}});
-    const ModelSpec made = parse_spec(read_config(folder / "m"), "made"), given = parse_spec(read_config(kGolden / config), "given");
+    const ModelSpec made = parse_spec(read_config(folder / "m"), "made"),
+                    given = parse_spec(read_config(kGolden / config), "given");
     EXPECT_EQ(made.quant.scheme, given.quant.scheme) << config;
     EXPECT_EQ(made.quant.activations, given.quant.activations) << config;
     EXPECT_EQ(made.dtype, given.dtype) << config;
@@ -52,9 +56,13 @@ TEST(Synth, SplitsIntoShardsWithTheSameContent) {
   const std::string config = (kGolden / "mixtral-w8a8").string();
   synthesise({.config = config, .out = folder / "one", .format = {}, .seed = 4, .progress = {}});
   size_t calls = 0, last = 0, total = 0;
-  const SynthReport report = synthesise({.config = config, .out = folder / "many", .format = {}, .seed = 4, .shard_bytes = 100000, .progress = [&](size_t done, size_t all) {
-                                           ++calls, last = done, total = all;
-                                         }});
+  const SynthReport report =
+      synthesise({.config = config,
+                  .out = folder / "many",
+                  .format = {},
+                  .seed = 4,
+                  .shard_bytes = 100000,
+                  .progress = [&](size_t done, size_t all) { ++calls, last = done, total = all; }});
   EXPECT_GT(report.files, 3);
   EXPECT_EQ(calls, static_cast<size_t>(report.tensors));
   EXPECT_EQ(last, total);
@@ -88,7 +96,11 @@ TEST(Synth, FewerLayersStillHaveASparseOne) {
 TEST(Synth, LeavesNoPartialFileWhenItIsStopped) {
   const TempFolder folder;
   const std::string message = error_of([&] {
-    synthesise({.config = (kGolden / "mixtral-gqa").string(), .out = folder / "m", .format = {}, .shard_bytes = 100000, .progress = [](size_t done, size_t) {
+    synthesise({.config = (kGolden / "mixtral-gqa").string(),
+                .out = folder / "m",
+                .format = {},
+                .shard_bytes = 100000,
+                .progress = [](size_t done, size_t) {
                   if (done > 150000) throw Error(Error::Kind::cancelled, "stopped");
                 }});
   });
@@ -104,9 +116,18 @@ TEST(Synth, RefusesOccupiedFoldersAndUnknownPresets) {
   const TempFolder folder;
   folder.write("something", "x");
   const std::string config = (kGolden / "mixtral-gqa").string();
-  EXPECT_NE(error_of([&] { synthesise({.config = config, .out = folder.path(), .format = {}, .progress = {}}); }).find("no empty folder"), std::string::npos);
-  EXPECT_NE(error_of([&] { synthesise({.config = "mixtral", .out = folder / "m", .format = {}, .progress = {}}); }).find("mixtral-8x7b"), std::string::npos);
-  EXPECT_NE(error_of([&] { synthesise({.config = config, .out = "/proc/none/m", .format = {}, .progress = {}}); }).find("/proc/none/m"), std::string::npos);
+  EXPECT_NE(error_of([&] {
+              synthesise({.config = config, .out = folder.path(), .format = {}, .progress = {}});
+            }).find("no empty folder"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
+              synthesise({.config = "mixtral", .out = folder / "m", .format = {}, .progress = {}});
+            }).find("mixtral-8x7b"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
+              synthesise({.config = config, .out = "/proc/none/m", .format = {}, .progress = {}});
+            }).find("/proc/none/m"),
+            std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "m"));
 }
 

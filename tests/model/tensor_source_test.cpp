@@ -34,7 +34,8 @@ struct Edited {
 
   explicit Edited(const char* name) : config(read_config(kGolden / name)) {
     const Checkpoint checkpoint(kGolden / name);
-    for (const auto& [tensor, r] : checkpoint.tensors()) tensors.push_back({{tensor, r.dtype, r.shape}, {r.data, r.data + r.bytes}});
+    for (const auto& [tensor, r] : checkpoint.tensors())
+      tensors.push_back({{tensor, r.dtype, r.shape}, {r.data, r.data + r.bytes}});
   }
   Stored& at(std::string_view name) {
     for (Stored& t : tensors)
@@ -62,7 +63,8 @@ struct Edited {
 };
 
 void expect_names(const std::string& message, std::initializer_list<std::string_view> parts) {
-  for (const std::string_view part : parts) EXPECT_NE(message.find(part), std::string::npos) << message << " lacks " << part;
+  for (const std::string_view part : parts)
+    EXPECT_NE(message.find(part), std::string::npos) << message << " lacks " << part;
 }
 
 /// An opened model; every tensor's bytes by name.
@@ -104,7 +106,8 @@ TEST(CheckpointSource, AnswersEveryTensorOfEveryGoldenModel) {
 TEST(CheckpointSource, RefusesMissingTensorsNamingShapeAndKeys) {
   Edited model("mixtral-gqa");
   model.erase("model.layers.1.block_sparse_moe.experts.5.w3.weight");
-  expect_names(model.refusal(), {"model.layers.1.block_sparse_moe.experts.5.w3.weight", "[96, 64]", "missing", "hidden_size, intermediate_size"});
+  expect_names(model.refusal(), {"model.layers.1.block_sparse_moe.experts.5.w3.weight", "[96, 64]", "missing",
+                                 "hidden_size, intermediate_size"});
   Edited bias("deepseek_v3-bf16");
   bias.erase("model.layers.2.mlp.gate.e_score_correction_bias");
   expect_names(bias.refusal(), {"model.layers.2.mlp.gate.e_score_correction_bias", "n_routed_experts"});
@@ -113,7 +116,8 @@ TEST(CheckpointSource, RefusesMissingTensorsNamingShapeAndKeys) {
 TEST(CheckpointSource, RefusesShapesThatContradictTheConfiguration) {
   Edited model("deepseek_v2-groups");
   model.config["kv_lora_rank"] = 40;
-  expect_names(model.refusal(), {"model.safetensors", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight", "[48, 64]", "wanted [56, 64]", "kv_lora_rank"});
+  expect_names(model.refusal(), {"model.safetensors", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight", "[48, 64]",
+                                 "wanted [56, 64]", "kv_lora_rank"});
   Edited vocabulary("mixtral-gqa");
   vocabulary.config["vocab_size"] = 513;
   expect_names(vocabulary.refusal(), {"model.embed_tokens.weight", "[512, 64]", "[513, 64]", "vocab_size"});
@@ -130,7 +134,8 @@ TEST(CheckpointSource, RefusesTensorsThatTheModelDoesNotHave) {
   fewer.config["num_hidden_layers"] = 2;
   expect_names(fewer.refusal(), {"model.layers.2.", "no part of the mixtral model", "2 layers"});
   Edited zero_point("mixtral-w8a8");
-  zero_point.tensors.push_back({{"model.layers.0.self_attn.q_proj.weight_zero_point", DType::i8, {64, 1}}, std::vector<std::byte>(64)});
+  zero_point.tensors.push_back(
+      {{"model.layers.0.self_attn.q_proj.weight_zero_point", DType::i8, {64, 1}}, std::vector<std::byte>(64)});
   expect_names(zero_point.refusal(), {"weight_zero_point"});
   Edited shared("ernie-tied");
   shared.config.erase("moe_num_shared_experts");
@@ -139,7 +144,8 @@ TEST(CheckpointSource, RefusesTensorsThatTheModelDoesNotHave) {
 
 TEST(CheckpointSource, IgnoresWhatPublishedFilesCarryWithoutUse) {
   Edited model("deepseek_moe-bf16");
-  model.tensors.push_back({{"model.layers.0.self_attn.rotary_emb.inv_freq", DType::f32, {8}}, std::vector<std::byte>(32)});
+  model.tensors.push_back(
+      {{"model.layers.0.self_attn.rotary_emb.inv_freq", DType::f32, {8}}, std::vector<std::byte>(32)});
   EXPECT_EQ(model.refusal(), "no error");
   Edited tied("ernie-tied");
   Stored head = tied.at("model.embed_tokens.weight");
@@ -152,7 +158,8 @@ TEST(CheckpointSource, IgnoresWhatPublishedFilesCarryWithoutUse) {
 }
 
 TEST(CheckpointSource, QuantisedWeightsNeedTheirScales) {
-  const std::string fp8 = "model.layers.1.mlp.experts.3.down_proj.weight", int8 = "model.layers.1.block_sparse_moe.experts.3.w2.weight";
+  const std::string fp8 = "model.layers.1.mlp.experts.3.down_proj.weight",
+                    int8 = "model.layers.1.block_sparse_moe.experts.3.w2.weight";
   Edited no_scale("deepseek_v3-fp8");
   no_scale.erase(fp8 + "_scale_inv");
   expect_names(no_scale.refusal(), {fp8, "F8_E4M3", fp8 + "_scale_inv are missing"});
@@ -181,7 +188,8 @@ TEST(CheckpointSource, StoredTypesMustBeExplainedByTheConfiguration) {
   integer_norm.at("model.norm.weight").entry.dtype = DType::i16;
   expect_names(integer_norm.refusal(), {"model.norm.weight", "I16", "wanted BF16, F16 or F32"});
   Edited stray("mixtral-gqa");
-  stray.tensors.push_back({{"model.layers.0.self_attn.q_proj.weight_scale", DType::f32, {64, 1}}, std::vector<std::byte>(256)});
+  stray.tensors.push_back(
+      {{"model.layers.0.self_attn.q_proj.weight_scale", DType::f32, {64, 1}}, std::vector<std::byte>(256)});
   expect_names(stray.refusal(), {"q_proj.weight_scale", "BF16", "needs no scale"});
   Edited mixed("deepseek_v3-fp8");  // one linear left in BF16 is fine: the file decides tensor by tensor
   Stored& plain = mixed.at("model.layers.0.self_attn.o_proj.weight");
@@ -194,12 +202,14 @@ TEST(CheckpointSource, StoredTypesMustBeExplainedByTheConfiguration) {
 TEST(CheckpointSource, AcceptsTheOtherNamesAndShapesOfTheSameTensors) {
   Edited ernie("ernie-tied");
   const auto before = contents(kGolden / "ernie-tied");
-  ernie.at("model.layers.1.mlp.moe_statics.e_score_correction_bias").entry = {"model.layers.1.mlp.gate.moe_statics.e_score_correction_bias", DType::f32, {8}};
+  ernie.at("model.layers.1.mlp.moe_statics.e_score_correction_bias").entry = {
+      "model.layers.1.mlp.gate.moe_statics.e_score_correction_bias", DType::f32, {8}};
   ernie.save();
   EXPECT_EQ(contents(ernie.folder.path()), before);
   Edited mixtral("mixtral-gqa");
   for (Stored& t : mixtral.tensors)
-    if (const size_t at = t.entry.name.find("block_sparse_moe."); at != std::string::npos) t.entry.name.replace(at, 17, "mlp.");
+    if (const size_t at = t.entry.name.find("block_sparse_moe."); at != std::string::npos)
+      t.entry.name.replace(at, 17, "mlp.");
   mixtral.save();
   EXPECT_EQ(contents(mixtral.folder.path()), contents(kGolden / "mixtral-gqa"));
   Edited both("ernie-tied");
@@ -210,7 +220,8 @@ TEST(CheckpointSource, AcceptsTheOtherNamesAndShapesOfTheSameTensors) {
 }
 
 /// Replaces the experts of every layer by `experts.gate_up_proj` and `experts.down_proj`; scales likewise.
-void fuse(Edited& model, const std::string& ffn, const std::array<std::string, 3>& roles, const std::string& fused_ffn) {
+void fuse(Edited& model, const std::string& ffn, const std::array<std::string, 3>& roles,
+          const std::string& fused_ffn) {
   const ModelSpec spec = parse_spec(model.config, "config.json");
   for (int l = 0; l < spec.num_layers(); ++l) {
     const auto* moe = std::get_if<MoeSpec>(&spec.layers[static_cast<size_t>(l)]);
@@ -222,11 +233,13 @@ void fuse(Edited& model, const std::string& ffn, const std::array<std::string, 3
       for (int e = 0; e < moe->router.num_experts; ++e)
         for (size_t role = 0; role < 3; ++role) {
           const std::string name = fmt::format("{}{}experts.{}.{}{}", layer, ffn, e, roles[role], suffix);
-          const auto found = std::find_if(model.tensors.begin(), model.tensors.end(), [&](const Stored& t) { return t.entry.name == name; });
+          const auto found = std::find_if(model.tensors.begin(), model.tensors.end(),
+                                          [&](const Stored& t) { return t.entry.name == name; });
           if (found == model.tensors.end()) continue;
           Stored& out = role < 2 ? gate_up : down;
           out.entry.dtype = found->entry.dtype;
-          out.entry.shape = {moe->router.num_experts, found->entry.shape[0] * (role < 2 ? 2 : 1), found->entry.shape[1]};
+          out.entry.shape = {moe->router.num_experts, found->entry.shape[0] * (role < 2 ? 2 : 1),
+                             found->entry.shape[1]};
           out.data.insert(out.data.end(), found->data.begin(), found->data.end());
           model.tensors.erase(found);
         }
@@ -286,7 +299,8 @@ Moments moments(const std::vector<float>& values) {
 
 ModelSpec random_spec() {
   Json config = preset_config("deepseek-v3");
-  config["num_hidden_layers"] = 4, config["hidden_size"] = 512, config["moe_intermediate_size"] = 384, config["n_routed_experts"] = 16;
+  config["num_hidden_layers"] = 4, config["hidden_size"] = 512, config["moe_intermediate_size"] = 384,
+  config["n_routed_experts"] = 16;
   config["vocab_size"] = 1000, config["num_attention_heads"] = 4;
   return parse_spec(config, "config.json");
 }
@@ -294,7 +308,8 @@ ModelSpec random_spec() {
 TEST(RandomSource, WeightsHaveTheDeviationThatKeepsActivationsInRange) {
   const ModelSpec spec = random_spec();
   const std::string name = "model.layers.3.mlp.experts.7.down_proj.weight";
-  for (const RandomFormat format : {RandomFormat::f32, RandomFormat::f16, RandomFormat::bf16, RandomFormat::fp8, RandomFormat::int8}) {
+  for (const RandomFormat format :
+       {RandomFormat::f32, RandomFormat::f16, RandomFormat::bf16, RandomFormat::fp8, RandomFormat::int8}) {
     const auto source = random_source(spec, format, 1);
     const auto tensor = source->find(name);
     ASSERT_TRUE(tensor);
@@ -340,7 +355,8 @@ TEST(RandomSource, KeepsThePublishedTypes) {
 
 TEST(RandomSource, DependsOnSeedAndNameOnly) {
   const ModelSpec spec = random_spec();
-  const auto a = random_source(spec, RandomFormat::int8, 5), b = random_source(spec, RandomFormat::int8, 5), c = random_source(spec, RandomFormat::int8, 6);
+  const auto a = random_source(spec, RandomFormat::int8, 5), b = random_source(spec, RandomFormat::int8, 5),
+             c = random_source(spec, RandomFormat::int8, 6);
   std::vector<std::string> names;
   for_each_tensor(spec, [&](const TensorInfo& info) { names.push_back(info.name); });
   std::vector<std::vector<float>> forward(names.size()), backward(names.size());
@@ -351,7 +367,8 @@ TEST(RandomSource, DependsOnSeedAndNameOnly) {
   for (size_t i = names.size(); i-- > 0;) backward[i] = as_floats(*b->find(names[i]));
   EXPECT_EQ(forward, backward);
   EXPECT_NE(as_floats(*a->find(names[0])), as_floats(*c->find(names[0])));
-  EXPECT_NE(as_floats(*a->find("model.layers.3.mlp.experts.0.up_proj.weight")), as_floats(*a->find("model.layers.3.mlp.experts.1.up_proj.weight")));
+  EXPECT_NE(as_floats(*a->find("model.layers.3.mlp.experts.0.up_proj.weight")),
+            as_floats(*a->find("model.layers.3.mlp.experts.1.up_proj.weight")));
 }
 
 TEST(RandomSource, Int8CodesAreUniformAndSymmetric) {
@@ -361,7 +378,8 @@ TEST(RandomSource, Int8CodesAreUniformAndSymmetric) {
   for (const float c : codes) ++count[static_cast<size_t>(c + 128)];
   EXPECT_EQ(count[0], 0);  // -128
   const double expected = static_cast<double>(codes.size()) / 256;
-  for (size_t c = 1; c < 256; ++c) EXPECT_NEAR(count[c], c == 128 ? 2 * expected : expected, 6 * std::sqrt(2 * expected)) << c;
+  for (size_t c = 1; c < 256; ++c)
+    EXPECT_NEAR(count[c], c == 128 ? 2 * expected : expected, 6 * std::sqrt(2 * expected)) << c;
 }
 
 TEST(RandomFormat, ParsesTheDocumentedNames) {

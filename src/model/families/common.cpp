@@ -42,12 +42,15 @@ std::vector<int32_t> token_ids(const ConfigView& config, std::string_view key, i
 /// Settings that no supported model uses and that would change every result.
 void refuse_variants(const ConfigView& config) {
   const std::string activation = config.text("hidden_act", "silu");
-  if (activation != "silu" && activation != "swish") config.refuse("hidden_act", "silu, the only activation that is supported");
+  if (activation != "silu" && activation != "swish")
+    config.refuse("hidden_act", "silu, the only activation that is supported");
   for (const std::string_view key : {"attention_bias", "use_bias", "mlp_bias", "use_qkv_bias"})
     if (config.boolean(key, false)) config.refuse(key, "false: projections with a bias are not supported");
   if (config.has("quantize") && config.text("quantize") != "float")
-    config.refuse("quantize", "no such key: description-file quantisation is not supported; supported are quantization_config with fp8 "
-                              "blocks or compressed-tensors int-quantized");
+    config.refuse(
+        "quantize",
+        "no such key: description-file quantisation is not supported; supported are quantization_config with fp8 "
+        "blocks or compressed-tensors int-quantized");
 }
 
 }  // namespace
@@ -93,7 +96,8 @@ GqaSpec parse_gqa(const ConfigView& config, RopePairs pairs, float default_theta
   if (gqa.num_heads % gqa.num_kv_heads != 0)
     config.refuse("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", gqa.num_heads));
   if (!config.has("head_dim") && hidden % gqa.num_heads != 0)
-    config.refuse("num_attention_heads", fmt::format("a divisor of hidden_size ({}), because head_dim is missing", hidden));
+    config.refuse("num_attention_heads",
+                  fmt::format("a divisor of hidden_size ({}), because head_dim is missing", hidden));
   gqa.head_dim = bounded(config, "head_dim", {2, kMaxHeadDim}, hidden / gqa.num_heads);
   if (gqa.head_dim % 2 != 0 || gqa.head_dim < 2 || gqa.head_dim > kMaxHeadDim)
     config.refuse("head_dim", fmt::format("an even number from 2 to {} (found {})", kMaxHeadDim, gqa.head_dim));
@@ -110,7 +114,8 @@ MoeSpec parse_moe(const ConfigView& config, const MoeKeys& keys) {
   if (keys.shared.empty()) return moe;
   const int shared = bounded(config, keys.shared, {0, kMaxExperts}, 0);
   if (int64_t{shared} * moe.expert_inner > kMaxInner)
-    config.refuse(keys.shared, fmt::format("at most {} in all after multiplication with {} ({})", kMaxInner, keys.expert_inner, moe.expert_inner));
+    config.refuse(keys.shared, fmt::format("at most {} in all after multiplication with {} ({})", kMaxInner,
+                                           keys.expert_inner, moe.expert_inner));
   moe.shared_inner = shared * moe.expert_inner;
   return moe;
 }
@@ -140,7 +145,8 @@ YarnSpec parse_yarn(const ConfigView& rope) {
     if (rope.has(key) && !(rope.number(key) > 0)) rope.refuse(key, "a number above 0");
   for (const std::string_view key : {"mscale", "mscale_all_dim"})
     if (rope.has(key) && !(rope.number(key) >= 0)) rope.refuse(key, "a number of at least 0");
-  if (rope.has("attention_factor")) rope.refuse("attention_factor", "no such key: it follows from factor, mscale and mscale_all_dim");
+  if (rope.has("attention_factor"))
+    rope.refuse("attention_factor", "no such key: it follows from factor, mscale and mscale_all_dim");
   if (!rope.boolean("truncate", true)) rope.refuse("truncate", "true, the only form that is supported");
   return yarn;
 }
@@ -155,14 +161,16 @@ RopeSpec parse_rope(const ConfigView& config, RopePairs pairs, int dim, float de
   spec.theta = theta.number("rope_theta", default_theta);
   if (!(spec.theta > 1)) theta.refuse("rope_theta", "a number above 1");
   if (!rope || rope->json().empty()) return spec;
-  if (rope->number("partial_rotary_factor", 1) != 1) rope->refuse("partial_rotary_factor", "1: partly rotated heads are not supported");
+  if (rope->number("partial_rotary_factor", 1) != 1)
+    rope->refuse("partial_rotary_factor", "1: partly rotated heads are not supported");
   const std::string_view key = rope->has("rope_type") ? "rope_type" : "type";
   if (!rope->has(key) && rope->has("factor")) rope->refuse("rope_type", "default or yarn");
   const std::string type = rope->text(key, "default");
   if (type == "yarn") spec.yarn = parse_yarn(*rope);
   else if (type != "default")
-    throw Error(Error::Kind::unsupported, fmt::format("{}: {} is \"{}\", which is not supported; supported are default and yarn",
-                                                      rope->where(), key, type));
+    throw Error(Error::Kind::unsupported,
+                fmt::format("{}: {} is \"{}\", which is not supported; supported are default and yarn", rope->where(),
+                            key, type));
   return spec;
 }
 

@@ -22,7 +22,8 @@ MlaSpec parse_mla(const ConfigView& config) {
   mla.v_dim = bounded(config, "v_head_dim", {1, kMaxHeadDim});
   const RopePairs pairs = config.boolean("rope_interleave", true) ? RopePairs::adjacent : RopePairs::halves;
   mla.rope = parse_rope(config, pairs, mla.rope_dim, 10000);
-  mla.softmax_scale = static_cast<float>(mla_softmax_factor(mla.rope) / std::sqrt(static_cast<double>(mla.nope_dim + mla.rope_dim)));
+  mla.softmax_scale =
+      static_cast<float>(mla_softmax_factor(mla.rope) / std::sqrt(static_cast<double>(mla.nope_dim + mla.rope_dim)));
   return mla;
 }
 
@@ -36,11 +37,12 @@ void parse_groups(const ConfigView& config, RouterSpec& router, int default_grou
     config.refuse("n_group", "groups of at least two experts, because a group's score is the sum of its best two");
   router.top_groups = bounded(config, "topk_group", {1, router.num_groups}, default_top);
   if (router.top_k > router.top_groups * size)
-    config.refuse("num_experts_per_tok", fmt::format("at most {}: topk_group ({}) groups of {} experts", router.top_groups * size,
-                                                     router.top_groups, size));
+    config.refuse("num_experts_per_tok", fmt::format("at most {}: topk_group ({}) groups of {} experts",
+                                                     router.top_groups * size, router.top_groups, size));
 }
 
-/// Softmax router; norm_topk_prob renormalises *instead of* scaling. Source: MoEGate of DeepSeek-V2's modeling_deepseek.py.
+/// Softmax router; norm_topk_prob renormalises *instead of* scaling. Source: MoEGate of DeepSeek-V2's
+/// modeling_deepseek.py.
 MoeSpec parse_v2_moe(const ConfigView& config) {
   MoeSpec moe = parse_moe(config, kKeys);
   RouterSpec& router = moe.router;
@@ -55,7 +57,8 @@ MoeSpec parse_v2_moe(const ConfigView& config) {
   return moe;
 }
 
-/// Sigmoid router with a bias for the choice; renormalises *and* scales. Source: MoEGate of DeepSeek-V3's modeling_deepseek.py.
+/// Sigmoid router with a bias for the choice; renormalises *and* scales. Source: MoEGate of DeepSeek-V3's
+/// modeling_deepseek.py.
 MoeSpec parse_v3_moe(const ConfigView& config) {
   MoeSpec moe = parse_moe(config, kKeys);
   RouterSpec& router = moe.router;

@@ -3,7 +3,8 @@
 namespace conclave {
 namespace {
 
-/// Expert width, routing and shared experts. A missing moe_num_shared_experts means none: the first 300B files leave it out.
+/// Expert width, routing and shared experts. A missing moe_num_shared_experts means none: the first 300B files leave it
+/// out.
 MoeSpec parse_ernie_moe(const ConfigView& config) {
   if (config.text("moe_gate", "topk") != "topk") config.refuse("moe_gate", "topk");
   MoeSpec moe = parse_moe(config, {"moe_num_experts", "moe_k", "moe_intermediate_size", "moe_num_shared_experts"});
@@ -16,8 +17,8 @@ MoeSpec parse_ernie_moe(const ConfigView& config) {
 
 }  // namespace
 
-/// ERNIE-4.5 21B-A3B and 300B-A47B (the -PT files): grouped-query attention with adjacent rotary pairs, router and its bias in F32.
-/// Source: transformers' modeling_ernie4_5_moe.py.
+/// ERNIE-4.5 21B-A3B and 300B-A47B (the -PT files): grouped-query attention with adjacent rotary pairs, router and its
+/// bias in F32. Source: transformers' modeling_ernie4_5_moe.py.
 ModelSpec parse_ernie45_moe(const ConfigView& config) {
   ModelSpec spec = parse_common(config, {.norm_eps = 1e-5f, .tied_head = true});
   spec.attention = parse_gqa(config, RopePairs::adjacent, 500000);

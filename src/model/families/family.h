@@ -19,13 +19,15 @@ std::span<const Family> families();
 /// What a family's published models leave unsaid.
 struct FamilyDefaults { float norm_eps = 1e-6f; bool tied_head = false; };
 
-/// Fields that all families share: sizes, eps, dtype, eos/bos, quantization_config, tying. Called first by every family. All layers
-/// are dense without a width until the family says otherwise. Refuses activations other than silu and biased projections by name.
+/// Fields that all families share: sizes, eps, dtype, eos/bos, quantization_config, tying. Called first by every
+/// family. All layers are dense without a width until the family says otherwise. Refuses activations other than silu
+/// and biased projections by name.
 ModelSpec parse_common(const ConfigView& config, const FamilyDefaults& defaults = {});
-/// quantization_config: absent, fp8 with 128 x 128 blocks, or compressed-tensors W8A8/W8A16 int-quantized; others are refused by name.
+/// quantization_config: absent, fp8 with 128 x 128 blocks, or compressed-tensors W8A8/W8A16 int-quantized; others are
+/// refused by name.
 QuantSpec parse_quantization(const ConfigView& config);
-/// Both generations of rope fields: rope_theta + rope_scaling{type|rope_type}, or rope_parameters. Refuses types other than
-/// default and yarn by name.
+/// Both generations of rope fields: rope_theta + rope_scaling{type|rope_type}, or rope_parameters. Refuses types other
+/// than default and yarn by name.
 RopeSpec parse_rope(const ConfigView& config, RopePairs pairs, int dim, float default_theta);
 
 /// An integer within bounds that keep all later size arithmetic exact; throws bad_model naming key, value and bounds.
@@ -40,7 +42,8 @@ GqaSpec parse_gqa(const ConfigView& config, RopePairs pairs, float default_theta
 /// Keys of one MoE block, where families differ in names only. shared may be empty.
 struct MoeKeys { std::string_view experts, top_k, expert_inner, shared; };
 MoeSpec parse_moe(const ConfigView& config, const MoeKeys& keys);
-/// Dense layers before first_k_dense_replace and off moe_layer_freq (or all, without n_routed_experts); `moe` parses the others' block.
+/// Dense layers before first_k_dense_replace and off moe_layer_freq (or all, without n_routed_experts); `moe` parses
+/// the others' block.
 void fill_deepseek_layers(const ConfigView& config, ModelSpec& spec, const std::function<MoeSpec()>& moe);
 
 ModelSpec parse_deepseek_moe(const ConfigView& config);

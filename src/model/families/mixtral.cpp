@@ -9,8 +9,11 @@ namespace conclave {
 ModelSpec parse_mixtral(const ConfigView& config) {
   ModelSpec spec = parse_common(config, {.norm_eps = 1e-5f});
   if (config.has("sliding_window") && config.integer("sliding_window") < spec.max_len)
-    config.refuse("sliding_window", fmt::format("null or at least max_position_embeddings ({}): sliding windows are not supported, and the "
-                                                "Mixtral models were trained with full attention", spec.max_len));
+    config.refuse(
+        "sliding_window",
+        fmt::format("null or at least max_position_embeddings ({}): sliding windows are not supported, and the "
+                    "Mixtral models were trained with full attention",
+                    spec.max_len));
   spec.attention = parse_gqa(config, RopePairs::halves, 1e6f);
   MoeSpec moe = parse_moe(config, {"num_local_experts", "num_experts_per_tok", "intermediate_size", ""});
   moe.router.renormalise = true;

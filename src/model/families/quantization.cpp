@@ -15,7 +15,8 @@ constexpr std::string_view kSupported =
 [[noreturn]] void unsupported(const ConfigView& config, std::string_view key, std::string_view wanted) {
   const auto found = config.json().find(std::string(key));
   const std::string value = found == config.json().end() ? "missing" : found->dump(-1, ' ', true).substr(0, 120);
-  throw Error(Error::Kind::unsupported, fmt::format("{}: {} is {}, wanted {}; {}", config.where(), key, value, wanted, kSupported));
+  throw Error(Error::Kind::unsupported,
+              fmt::format("{}: {} is {}, wanted {}; {}", config.where(), key, value, wanted, kSupported));
 }
 
 QuantSpec parse_fp8(const ConfigView& quant) {
@@ -54,16 +55,19 @@ QuantSpec parse_compressed_tensors(const ConfigView& quant) {
   const std::string format = quant.text("format", "");
   const auto groups = quant.object("config_groups");
   if (!groups || groups->json().empty()) unsupported(quant, "config_groups", "at least one group");
-  if (quant.text("quantization_status", "compressed") != "compressed") unsupported(quant, "quantization_status", "compressed");
+  if (quant.text("quantization_status", "compressed") != "compressed")
+    unsupported(quant, "quantization_status", "compressed");
   if (quant.has("kv_cache_scheme")) unsupported(quant, "kv_cache_scheme", "null");
   const auto sparsity = quant.object("sparsity_config");
-  if (sparsity && !sparsity->json().empty() && sparsity->text("format", "") != "dense") unsupported(quant, "sparsity_config", "none");
+  if (sparsity && !sparsity->json().empty() && sparsity->text("format", "") != "dense")
+    unsupported(quant, "sparsity_config", "none");
   if (const auto transform = quant.object("transform_config"); transform && !transform->json().empty())
     unsupported(quant, "transform_config", "none");
   std::optional<Activations> activations;
   for (const auto& [name, group] : groups->json().items()) {
     const Activations found = parse_group(ConfigView(group, fmt::format("{}: {}", groups->where(), name)), format);
-    if (activations.value_or(found) != found) unsupported(quant, "config_groups", "the same input_activations in every group");
+    if (activations.value_or(found) != found)
+      unsupported(quant, "config_groups", "the same input_activations in every group");
     activations = found;
   }
   return {WeightScheme::int8_channel, *activations};

@@ -23,15 +23,16 @@ constexpr std::array kFamilies{
   std::string supported;
   for (const Family& family : kFamilies)
     supported += fmt::format("{}{} ({})", supported.empty() ? "" : ", ", family.model_type, family.architecture);
-  throw Error(Error::Kind::unsupported,
-              fmt::format("{}: {} \"{}\" is not supported; supported are {}", where, key, value.substr(0, 120), supported));
+  throw Error(Error::Kind::unsupported, fmt::format("{}: {} \"{}\" is not supported; supported are {}", where, key,
+                                                    value.substr(0, 120), supported));
 }
 
 /// architectures[0], or nothing.
 std::string architecture_of(const ConfigView& config) {
   const auto list = config.json().find("architectures");
   if (list == config.json().end() || list->is_null()) return "";
-  if (!list->is_array() || list->empty() || !list->front().is_string()) config.refuse("architectures", "a list with one class name");
+  if (!list->is_array() || list->empty() || !list->front().is_string())
+    config.refuse("architectures", "a list with one class name");
   return list->front().get<std::string>();
 }
 
@@ -45,11 +46,14 @@ ModelSpec parse_spec(const nlohmann::ordered_json& config, std::string_view wher
   if (type.empty() && architecture.empty()) view.refuse("model_type", "the name of a model family");
   const auto of_class = [&](const Family& family) { return family.architecture == architecture; };
   const auto of_type = [&](const Family& family) { return family.model_type == type; };
-  const auto family = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const Family& f) { return type.empty() ? of_class(f) : of_type(f); });
-  if (family == kFamilies.end()) unknown(where, type.empty() ? "architecture" : "model_type", type.empty() ? architecture : type);
+  const auto family = std::find_if(kFamilies.begin(), kFamilies.end(),
+                                   [&](const Family& f) { return type.empty() ? of_class(f) : of_type(f); });
+  if (family == kFamilies.end())
+    unknown(where, type.empty() ? "architecture" : "model_type", type.empty() ? architecture : type);
   if (!architecture.empty()) {
     if (std::none_of(kFamilies.begin(), kFamilies.end(), of_class)) unknown(where, "architecture", architecture);
-    if (!of_class(*family)) view.refuse("architectures", fmt::format("{} for model_type {}", family->architecture, type));
+    if (!of_class(*family))
+      view.refuse("architectures", fmt::format("{} for model_type {}", family->architecture, type));
   }
   ModelSpec spec = family->parse(view);
   spec.family = family->model_type;
