@@ -2,6 +2,7 @@
 """Chat-template language against jinja2 itself, configured as transformers configures it.
 
     check_jinja.py CONCLAVE [--show N]
+    check_jinja.py --write FILE         (the expressions with jinja2's answers: the vectors of tests/text/jinja_test.cpp)
 Renders every snippet below, each with several sets of variables, through jinja2 (3.1, from PyPI) and through
 `conclave template --jsonl`; texts must be equal, and what one refuses the other must refuse. The last line is the figure."""
 import argparse, datetime, itertools, json, subprocess, sys, tempfile
@@ -79,10 +80,18 @@ def reference(env, template, d):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("conclave")
+    p.add_argument("conclave", nargs="?")
+    p.add_argument("--write")
     p.add_argument("--show", type=int, default=20)
     args = p.parse_args()
     env, rows, wants = environment(), [], []
+    if args.write:
+        vectors = [[e, reference(env, "{{ " + e + " }}", DIALOGUES[1]).get("text")] for e in EXPRESSIONS]
+        head = {k: v for k, v in DIALOGUES[1].items()}
+        with open(args.write, "w", encoding="utf-8") as f:
+            f.write("{\n\"jinja2\": " + json.dumps(jinja2.__version__) + ",\n\"now\": " + json.dumps(NOW) + ",\n\"variables\": " + json.dumps(head)
+                    + ",\n\"vectors\": [\n" + ",\n".join(json.dumps(v) for v in vectors) + "\n]\n}\n")
+        return False
     for template, d in cases():
         rows.append(dict(d, template=template, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, now=NOW))
         wants.append(reference(env, template, d))

@@ -49,7 +49,7 @@ jinja::Value to_value(const Json& json, jinja::Budget& budget, int depth) {
         if (!jinja::valid_utf8(key)) throw jinja::Failure("a variable holds a key that is not valid UTF-8");
         entries.emplace_back(jinja::make_string(key, false, budget), to_value(item, budget, depth + 1));
       }
-      return jinja::Value::dict(std::move(entries), &budget);
+      return jinja::Value::dict(std::move(entries), budget);
     }
     default: throw jinja::Failure("a variable is neither null, bool, number, string, array nor object");
   }

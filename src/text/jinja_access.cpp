@@ -186,7 +186,7 @@ Value item_of(Runtime& runtime, const Value& object, const Value& key) {
   if (object.is(Kind::undefined)) fail_undefined(object);
   if (object.is(Kind::dict)) {
     const bool hashable = !key.is(Kind::list) && !key.is(Kind::dict);
-    if (const Value* value = hashable ? object.as<DictObject>().find(key) : nullptr) return *value;
+    if (const Value* value = hashable ? object.as<DictObject>().find(key, runtime.budget) : nullptr) return *value;
   } else if (key.is_integral()) {
     if (auto value = indexed(runtime, object, key.as_integer())) return *value;
   }
@@ -233,7 +233,7 @@ Value slice_of(Runtime& runtime, const Value& object, const Value& start, const 
   Budget& budget = runtime.budget;
   if (object.is(Kind::string)) {
     const Text& text = object.text();
-    budget.charge_text(text.size());
+    budget.charge_characters(text.size() * 2);
     const std::vector<size_t> offsets = code_point_offsets(text.bytes());
     const Range r = slice_indices(start, stop, step, static_cast<int64_t>(offsets.size()) - 1);
     if (r.step == 1) {

@@ -5,6 +5,11 @@
 #include <algorithm>
 
 namespace conclave::jinja {
+namespace {
+
+constexpr size_t kIterationSteps = 4;  // opening a scope costs more than a step
+
+}  // namespace
 
 Evaluator::Evaluator(const TemplateLimits& limits, std::string now)
     : runtime_{Budget(limits), std::move(now)}, globals_(global_functions()), root_(std::make_shared<Scope>()), scope_(root_) {
@@ -97,6 +102,7 @@ std::vector<Value> Evaluator::loop_items(const Stmt& stmt, const Value& iterable
   std::vector<Value> kept;
   const auto next = iterate(iterable, runtime_.budget);
   while (const auto item = next()) {
+    runtime_.budget.charge(kIterationSteps);
     const Enter enter(*this, std::make_shared<Scope>(Scope{outer, {}}));
     assign(stmt.targets[0], *item);
     if (truthy(evaluate(*stmt.exprs[1]))) kept.push_back(*item);
@@ -120,6 +126,7 @@ void Evaluator::loop_over(const Stmt& stmt, const Value& iterable, int depth0, c
   }
   const Value loop_value = Value::object(Kind::loop, loop);
   for (size_t i = 0; i < loop->items.size() && flow != Flow::break_loop; ++i) {
+    runtime_.budget.charge(kIterationSteps);
     const Enter enter(*this, std::make_shared<Scope>(Scope{outer, {}}));
     loop->index0 = i;
     set("loop", loop_value);
@@ -242,6 +249,7 @@ void Evaluator::bind_macro(const MacroDefinition& macro, CallArguments arguments
   const bool own_caller = std::find(macro.parameters.begin(), macro.parameters.end(), "caller") != macro.parameters.end();
   for (size_t i = 0; i < count; ++i) {
     const std::string& name = macro.parameters[i];
+    runtime_.budget.charge(kIterationSteps + arguments.keyword.size() / 4);
     const size_t first_default = count - macro.defaults.size();
     std::optional<Value> value = i < given ? std::optional(arguments.positional[i]) : take(name);
     if (!value && i >= first_default) value = evaluate(*macro.defaults[i - first_default]);
@@ -254,7 +262,7 @@ void Evaluator::bind_macro(const MacroDefinition& macro, CallArguments arguments
   if (macro.uses_kwargs) {
     std::vector<std::pair<Value, Value>> entries;
     for (auto& [name, value] : arguments.keyword) entries.emplace_back(make_string(name, true, runtime_.budget), value);
-    set("kwargs", Value::dict(std::move(entries), &runtime_.budget));
+    set("kwargs", Value::dict(std::move(entries), runtime_.budget));
   } else if (!arguments.keyword.empty()) {
     throw Failure(fmt::format("macro '{}' takes no keyword argument '{}'", macro.name, arguments.keyword.front().first));
   }

@@ -57,7 +57,7 @@ Value Evaluator::evaluate_dict(const Expr& expr) {
     Value key = evaluate(*expr.children[i]);
     entries.emplace_back(std::move(key), evaluate(*expr.children[i + 1]));
   }
-  return Value::dict(std::move(entries), &runtime_.budget);
+  return Value::dict(std::move(entries), runtime_.budget);
 }
 
 Value Evaluator::evaluate_chain(const Expr& expr) {

@@ -18,17 +18,18 @@ using Getter = std::function<Value(R, V)>;
 
 Value lower_case(R r, V value) {
   if (!value.is(Kind::string)) return value;
-  r.budget.charge_text(value.text().size() * 32);
+  r.budget.charge_characters(value.text().size() * 2);
   return Value::string(lower(value.text()), &r.budget);
 }
 
 /// "a.b.0" -> the value found by following the parts; none gives the item itself.
-Getter attribute_getter(const std::optional<Value>& attribute, std::optional<Value> fallback = {}, bool ignore_case = false) {
+Getter attribute_getter(R r, const std::optional<Value>& attribute, std::optional<Value> fallback = {}, bool ignore_case = false) {
   std::vector<Value> parts;
   if (attribute && attribute->is(Kind::string)) {
     const std::string& path = attribute->text().bytes();
     for (size_t begin = 0; begin <= path.size();) {
       const size_t end = std::min(path.find('.', begin), path.size());
+      r.budget.charge(2);
       const std::string part = path.substr(begin, end - begin);
       const bool number = !part.empty() && part.size() < 18 && part.find_first_not_of("0123456789") == std::string::npos;
       parts.push_back(number ? Value::integer(std::stoll(part)) : Value::string(Text(part, true)));
@@ -70,7 +71,7 @@ Value map_filter(R r, V value, A a) {
   const auto attribute = std::find_if(a.keyword.begin(), a.keyword.end(), [](const auto& k) { return k.first == "attribute"; });
   if (a.positional.empty() && attribute != a.keyword.end()) {
     const auto v = bind("map", a, {"attribute", "default"}, 1);
-    const Getter getter = attribute_getter(v[0], v[1]);
+    const Getter getter = attribute_getter(r, v[0], v[1]);
     return generate(r, value, [getter, &r](V item) { return std::optional(getter(r, item)); });
   }
   if (a.positional.empty()) throw Failure("map requires a filter argument");
@@ -81,7 +82,7 @@ Value map_filter(R r, V value, A a) {
 Value choose(R r, V value, A a, bool wanted, bool by_attribute) {
   const size_t skip = by_attribute ? 1 : 0;
   if (a.positional.size() < skip) throw Failure("Missing parameter for attribute name");
-  const Getter getter = attribute_getter(by_attribute ? std::optional(a.positional[0]) : std::nullopt);
+  const Getter getter = attribute_getter(r, by_attribute ? std::optional(a.positional[0]) : std::nullopt);
   if (a.positional.size() == skip) {
     return generate(r, value, [=, &r](V item) { return truthy(getter(r, item)) == wanted ? std::optional(item) : std::nullopt; });
   }
@@ -115,11 +116,11 @@ Value sort_filter(R r, V value, A a) {
     const std::string& paths = v[2]->text().bytes();
     for (size_t begin = 0; begin <= paths.size();) {
       const size_t end = std::min(paths.find(',', begin), paths.size());
-      getters.push_back(attribute_getter(Value::string(Text(paths.substr(begin, end - begin), true)), {}, ignore_case));
+      getters.push_back(attribute_getter(r, Value::string(Text(paths.substr(begin, end - begin), true)), {}, ignore_case));
       begin = end + 1;
     }
   } else {
-    getters.push_back(attribute_getter(v[2], {}, ignore_case));
+    getters.push_back(attribute_getter(r, v[2], {}, ignore_case));
   }
   const auto key_of = [&](V item) {
     std::vector<Value> keys;
@@ -146,12 +147,12 @@ Value dictsort_filter(R r, V value, A a) {
 
 Value unique_filter(R r, V value, A a) {
   const auto v = bind("unique", a, {"case_sensitive", "attribute"}, 0);
-  const Getter getter = attribute_getter(v[1], {}, !v[0] || !truthy(*v[0]));
+  const Getter getter = attribute_getter(r, v[1], {}, !v[0] || !truthy(*v[0]));
   if (!iterable(value)) iterate(value, r.budget);
   auto seen = std::make_shared<std::unordered_multimap<size_t, Value>>();
   return generate(r, value, [getter, seen, &r](V item) -> std::optional<Value> {
     const Value key = getter(r, item);
-    const size_t hash = hash_of(key);
+    const size_t hash = hash_of(key, r.budget);
     const auto [begin, end] = seen->equal_range(hash);
     for (auto it = begin; it != end; ++it) {
       if (equal(it->second, key, r.budget)) return std::nullopt;
@@ -163,7 +164,7 @@ Value unique_filter(R r, V value, A a) {
 
 Value extreme(R r, V value, A a, bool largest) {
   const auto v = bind(largest ? "max" : "min", a, {"case_sensitive", "attribute"}, 0);
-  const Getter getter = attribute_getter(v[1], {}, !v[0] || !truthy(*v[0]));
+  const Getter getter = attribute_getter(r, v[1], {}, !v[0] || !truthy(*v[0]));
   std::optional<Value> best, best_key;
   for (const Value& item : to_list(value, r.budget)) {
     Value key = getter(r, item);
@@ -177,7 +178,7 @@ Value extreme(R r, V value, A a, bool largest) {
 Value groupby_filter(R r, V value, A a) {
   const auto v = bind("groupby", a, {"attribute", "default", "case_sensitive"}, 1);
   const bool ignore_case = !v[2] || !truthy(*v[2]);
-  const Getter getter = attribute_getter(v[0], v[1], ignore_case), shown = attribute_getter(v[0], v[1]);
+  const Getter getter = attribute_getter(r, v[0], v[1], ignore_case), shown = attribute_getter(r, v[0], v[1]);
   std::vector<Value> items = sorted(r, to_list(value, r.budget), [&](V item) { return getter(r, item); }, false), groups;
   for (size_t begin = 0; begin < items.size();) {
     const Value key = getter(r, items[begin]);
@@ -237,7 +238,7 @@ Value items_filter(R r, V value, A a) {
 
 Value sum_filter(R r, V value, A a) {
   const auto v = bind("sum", a, {"attribute", "start"}, 0);
-  const Getter getter = attribute_getter(v[0]);
+  const Getter getter = attribute_getter(r, v[0]);
   Value total = v[1].value_or(Value::integer(0, true));
   if (total.is(Kind::string)) throw Failure("sum() can't sum strings [use ''.join(seq) instead]");
   for (const Value& item : to_list(value, r.budget)) total = apply(r, Op::add, total, getter(r, item));
@@ -304,7 +305,7 @@ Value join_filter(R r, V value, A a) {
   const Text separator = v[0] ? to_text(*v[0], r.budget) : Text();
   std::vector<Value> items = to_list(value, r.budget);
   if (v[1] && !v[1]->is(Kind::none)) {
-    const Getter getter = attribute_getter(v[1]);
+    const Getter getter = attribute_getter(r, v[1]);
     for (Value& item : items) item = getter(r, item);
   }
   return Value::string(join(r, separator, items), &r.budget);

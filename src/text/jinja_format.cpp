@@ -270,6 +270,7 @@ class PercentFormat {
 
   Value keyed_value(const std::string& key) {
     if (!values_.is(Kind::dict)) throw Failure("format requires a mapping");
+    runtime_.budget.charge_text(key.size());
     const Value* value = values_.as<DictObject>().find(key);
     if (!value) throw Failure(fmt::format("'{}'", key));
     used_key_ = true;

@@ -119,7 +119,7 @@ class JsonWriter {
   }
 
   void write_string(const Text& text) {
-    runtime_.budget.charge_text(text.size() * 2);
+    runtime_.budget.charge_characters(text.size());
     out_.append("\"", false);
     size_t plain = 0;
     for (size_t i = 0; i < text.size();) {

@@ -61,7 +61,7 @@ Value negate(const Value& value);
 using Method = Value (*)(Runtime&, const Value&, const CallArguments&);
 Method find_string_method(std::string_view name);
 Method find_text_method(std::string_view name);
-Text strip(const Text& text, const std::optional<Value>& chars, bool left, bool right);
+Text strip(Budget& budget, const Text& text, const std::optional<Value>& chars, bool left, bool right);
 Text replace(Runtime& runtime, const Text& text, const Text& old, const Text& fresh, int64_t count);
 std::vector<Text> split_lines(const Text& text, bool keep_ends);
 Text join(Runtime& runtime, const Text& separator, const std::vector<Value>& items);

@@ -17,7 +17,7 @@ using A = const CallArguments&;
 template <Text (*Map)(const Text&)>
 Value mapped(R r, V self, A a) {
   bind("method", a, {}, 0);
-  r.budget.charge_text(self.text().size() * 32);
+  r.budget.charge_characters(self.text().size() * 2);
   return Value::string(Map(self.text()), &r.budget);
 }
 
@@ -26,7 +26,7 @@ template <bool (*Check)(char32_t)>
 Value all_are(R r, V self, A a) {
   bind("method", a, {}, 0);
   const std::string& bytes = self.text().bytes();
-  r.budget.charge_text(bytes.size() * 8);
+  r.budget.charge_characters(bytes.size());
   for (size_t i = 0; i < bytes.size();) {
     if (!Check(next_code_point(bytes, i))) return Value::boolean(false);
   }
@@ -39,7 +39,7 @@ bool is_alnum(char32_t c) { return is_alpha(c) || is_decimal(c) || is_digit(c) |
 template <bool (*Wanted)(char32_t), bool (*Other)(char32_t)>
 Value cased(R r, V self, A) {
   const std::string& bytes = self.text().bytes();
-  r.budget.charge_text(bytes.size() * 8);
+  r.budget.charge_characters(bytes.size());
   bool found = false;
   for (size_t i = 0; i < bytes.size();) {
     const char32_t c = next_code_point(bytes, i);
@@ -51,7 +51,7 @@ Value cased(R r, V self, A) {
 
 Value istitle(R r, V self, A) {
   const std::string& bytes = self.text().bytes();
-  r.budget.charge_text(bytes.size() * 8);
+  r.budget.charge_characters(bytes.size());
   bool found = false, in_word = false;
   for (size_t i = 0; i < bytes.size();) {
     const char32_t c = next_code_point(bytes, i);
@@ -63,13 +63,15 @@ Value istitle(R r, V self, A) {
   return Value::boolean(found);
 }
 
-Value isascii(R, V self, A) {
+Value isascii(R r, V self, A) {
   const std::string& bytes = self.text().bytes();
+  r.budget.charge_text(bytes.size());
   return Value::boolean(std::all_of(bytes.begin(), bytes.end(), [](char c) { return (c & 0x80) == 0; }));
 }
 
-Value isidentifier(R, V self, A) {
+Value isidentifier(R r, V self, A) {
   const std::string& bytes = self.text().bytes();
+  r.budget.charge_characters(bytes.size());
   for (size_t i = 0; i < bytes.size();) {
     const bool first = i == 0;
     const char32_t c = next_code_point(bytes, i);
@@ -132,9 +134,9 @@ Value make_view(const Value& dict, ViewObject::Part part) {
   return Value::object(Kind::view, std::move(view));
 }
 
-Value dict_get(R, V self, A a) {
+Value dict_get(R r, V self, A a) {
   const auto v = bind("get", a, {"key", "default"}, 1);
-  const Value* found = self.as<DictObject>().find(*v[0]);
+  const Value* found = self.as<DictObject>().find(*v[0], r.budget);
   return found ? *found : v[1].value_or(Value::none());
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "text/jinja_library.h"
 #include "text/jinja_parser.h"
@@ -335,6 +336,7 @@ Link Parser::parse_subscript() {
 
 ArgumentExprs Parser::parse_arguments() {
   ArgumentExprs arguments;
+  std::set<std::string> names;
   expect_op("(");
   const auto ensure = [&](bool ok) {
     if (!ok) fail("invalid syntax for function call expression");
@@ -352,9 +354,7 @@ ArgumentExprs Parser::parse_arguments() {
       ensure(!arguments.star_star);
       std::string name = next().text;
       next();
-      for (const auto& [other, expr] : arguments.keyword) {
-        if (other == name) fail(fmt::format("keyword argument repeated: {}", name));
-      }
+      if (!names.insert(name).second) fail(fmt::format("keyword argument repeated: {}", name));
       arguments.keyword.emplace_back(std::move(name), parse_expression());
     } else {
       ensure(!arguments.star && !arguments.star_star && arguments.keyword.empty());

@@ -87,7 +87,7 @@ Text repr_at(const Value& value, Budget& budget, int depth) {
     case Kind::integer: return Text(fmt::format("{}", value.as_integer()), value.trusted());
     case Kind::number: return Text(repr_of_number(value.as_number()), value.trusted());
     case Kind::string:
-      budget.charge_text(value.text().size() * 4);
+      budget.charge_characters(value.text().size() * 4);
       return repr_of_string(value.text());
     case Kind::list: return repr_of_items(value.items(), "[", "]", budget, depth);
     case Kind::tuple: return repr_of_items(value.items(), "(", value.items().size() == 1 ? ",)" : ")", budget, depth);

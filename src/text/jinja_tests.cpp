@@ -83,7 +83,7 @@ Value dict_function(R r, const CallArguments& a) {
     }
   }
   for (const auto& [name, value] : a.keyword) entries.emplace_back(make_string(name, true, r.budget), value);
-  return Value::dict(std::move(entries), &r.budget);
+  return Value::dict(std::move(entries), r.budget);
 }
 
 Value cycler_function(R, const CallArguments& a) {

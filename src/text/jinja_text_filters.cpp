@@ -19,7 +19,7 @@ template <Text (*Map)(const Text&)>
 Value mapped(R r, V value, A a) {
   bind("filter", a, {}, 0);
   const Text text = to_text(value, r.budget);
-  r.budget.charge_text(text.size() * 32);
+  r.budget.charge_characters(text.size() * 2);
   return make(r, Map(text));
 }
 
@@ -43,9 +43,7 @@ Value string_filter(R r, V value, A a) {
 
 Value trim_filter(R r, V value, A a) {
   const auto v = bind("trim", a, {"chars"}, 0);
-  const Text text = to_text(value, r.budget);
-  r.budget.charge_text(text.size() * 4);
-  return make(r, strip(text, v[0], true, true));
+  return make(r, strip(r.budget, to_text(value, r.budget), v[0], true, true));
 }
 
 Value replace_filter(R r, V value, A a) {
@@ -57,7 +55,7 @@ Value replace_filter(R r, V value, A a) {
 Value escape_filter(R r, V value, A a) {
   bind("escape", a, {}, 0);
   const Text text = to_text(value, r.budget);
-  r.budget.charge_text(text.size() * 4);
+  r.budget.charge_characters(text.size());
   Text out;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text.bytes()[i];
@@ -82,7 +80,7 @@ Value indent_filter(R r, V value, A a) {
   const Text indention = v[0] && v[0]->is(Kind::string)
                              ? v[0]->text() : repeat(r.budget, Text(" ", true), v[0] ? integer_argument(*v[0], "width") : 4);
   const bool first = v[1] && truthy(*v[1]), blank = v[2] && truthy(*v[2]);
-  r.budget.charge_text(text.size() * 8);
+  r.budget.charge_characters(text.size());
   text.append("\n", true);
   const std::vector<Text> lines = split_lines(text, false);
   Text out = first ? indention : Text();
@@ -120,7 +118,7 @@ Value truncate_filter(R r, V value, A a) {
 Value wordcount_filter(R r, V value, A a) {
   bind("wordcount", a, {}, 0);
   const Text text = to_text(value, r.budget);
-  r.budget.charge_text(text.size() * 4);
+  r.budget.charge_characters(text.size());
   int64_t count = 0;
   bool inside = false;
   for (size_t i = 0; i < text.size();) {
@@ -148,7 +146,7 @@ Value urlencode_filter(R r, V value, A a) {
   bind("urlencode", a, {}, 0);
   if (value.is(Kind::string) || !iterable(value)) {
     const Text text = to_text(value, r.budget);
-    r.budget.charge_text(text.size() * 16);
+    r.budget.charge_characters(text.size() * 4);
     return make(r, quote(text, false));
   }
   const Value pairs = value.is(Kind::dict) ? call(r, *method_of(value, "items"), {}) : value;
@@ -157,6 +155,7 @@ Value urlencode_filter(R r, V value, A a) {
     const std::vector<Value> parts = to_list(pair, r.budget);
     if (parts.size() != 2) throw Failure("urlencode takes pairs of a key and a value");
     if (!out.empty()) out.append("&", true);
+    r.budget.charge_characters(out.size() / 8);
     out.append(quote(to_text(parts[0], r.budget), true));
     out.append("=", true);
     out.append(quote(to_text(parts[1], r.budget), true));
@@ -239,7 +238,22 @@ Value format_filter(R r, V value, A a) {
   if (a.keyword.empty()) return make(r, format_percent(r, format, Value::tuple(a.positional, &r.budget)));
   std::vector<std::pair<Value, Value>> entries;
   for (const auto& [name, v] : a.keyword) entries.emplace_back(make_string(name, true, r.budget), v);
-  return make(r, format_percent(r, format, Value::dict(std::move(entries), &r.budget)));
+  return make(r, format_percent(r, format, Value::dict(std::move(entries), r.budget)));
+}
+
+constexpr size_t kMaxNumberText = 4096;
+
+/// Without white space at either end.
+std::string trimmed(std::string_view text) {
+  size_t begin = 0, end = 0;
+  for (size_t i = 0, next = 0; i < text.size(); i = next) {
+    if (is_space(next_code_point(text, next))) {
+      if (end == 0) begin = next;
+    } else {
+      end = next;
+    }
+  }
+  return std::string(text.substr(begin, std::max(end, begin) - begin));
 }
 
 Value capitalize_filter(R r, V value, A a) { return mapped<capitalize>(r, value, a); }
@@ -247,10 +261,10 @@ Value capitalize_filter(R r, V value, A a) { return mapped<capitalize>(r, value,
 }  // namespace
 
 std::optional<int64_t> parse_integer(std::string_view text, int base) {
-  const Text stripped = strip(Text(text, false), {}, true, true);
-  std::string digits;
+  if (text.size() > kMaxNumberText) return std::nullopt;
+  const std::string s = trimmed(text);
+    std::string digits;
   bool negative = false;
-  const std::string& s = stripped.bytes();
   size_t i = 0;
   if (!s.empty() && (s[0] == '-' || s[0] == '+')) negative = s[i++] == '-';
   const auto prefixed = [&](char mark) { return i + 2 < s.size() && s[i] == '0' && (s[i + 1] | 0x20) == mark; };
@@ -271,9 +285,9 @@ std::optional<int64_t> parse_integer(std::string_view text, int base) {
 }
 
 std::optional<double> parse_number(std::string_view text) {
-  const Text stripped = strip(Text(text, false), {}, true, true);
-  std::string digits;
-  const std::string& s = stripped.bytes();
+  if (text.size() > kMaxNumberText) return std::nullopt;
+  const std::string s = trimmed(text);
+    std::string digits;
   for (size_t i = 0; i < s.size(); ++i) {
     const bool between = i > 0 && i + 1 < s.size() && std::isdigit(static_cast<unsigned char>(s[i - 1])) && std::isdigit(static_cast<unsigned char>(s[i + 1]));
     if (s[i] == '_' && between) continue;

@@ -11,6 +11,11 @@ namespace {
 
 bool is_none(const std::optional<Value>& value) { return !value || value->is(Kind::none); }
 
+/// A search from the right may compare the whole needle at every place.
+void charge_backwards(Budget& budget, const Text& text, const std::string& needle) {
+  budget.charge((1 + text.size() / 64) * (1 + needle.size() / 16));
+}
+
 Value texts_to_list(std::vector<Text> texts, Budget& budget) {
   std::vector<Value> items;
   for (Text& text : texts) items.push_back(Value::string(std::move(text), &budget));
@@ -46,7 +51,7 @@ std::vector<Text> split_words(const Text& text, int64_t limit, bool from_right) 
   return out;
 }
 
-std::vector<Text> split_at(const Text& text, const std::string& separator, int64_t limit, bool from_right) {
+std::vector<Text> split_at(Budget& budget, const Text& text, const std::string& separator, int64_t limit, bool from_right) {
   if (separator.empty()) throw Failure("empty separator");
   std::vector<Text> out;
   size_t begin = 0, end = text.size();
@@ -57,7 +62,7 @@ std::vector<Text> split_at(const Text& text, const std::string& separator, int64
       out.push_back(text.slice(at + separator.size(), end));
       end = at;
     } else {
-      const size_t at = text.bytes().find(separator, begin);
+      const size_t at = find_bytes(text.bytes(), separator, begin, budget);
       if (at == std::string::npos) break;
       out.push_back(text.slice(begin, at));
       begin = at + separator.size();
@@ -71,15 +76,18 @@ std::vector<Text> split_at(const Text& text, const std::string& separator, int64
 Value split_with(Runtime& r, const Value& self, const CallArguments& a, bool from_right) {
   const auto v = bind("split", a, {"sep", "maxsplit"}, 0);
   const int64_t limit = v[1] ? integer_argument(*v[1], "maxsplit") : -1;
-  r.budget.charge_text(self.text().size() * 8);
-  if (is_none(v[0])) return texts_to_list(split_words(self.text(), limit, from_right), r.budget);
-  return texts_to_list(split_at(self.text(), text_argument(*v[0], "sep").bytes(), limit, from_right), r.budget);
+  if (is_none(v[0])) {
+    r.budget.charge_characters(self.text().size() * 2);
+    return texts_to_list(split_words(self.text(), limit, from_right), r.budget);
+  }
+  const std::string& separator = text_argument(*v[0], "sep").bytes();
+  if (from_right) charge_backwards(r.budget, self.text(), separator);
+  return texts_to_list(split_at(r.budget, self.text(), separator, limit, from_right), r.budget);
 }
 
 Value strip_with(Runtime& r, const Value& self, const CallArguments& a, bool left, bool right) {
   const auto v = bind("strip", a, {"chars"}, 0);
-  r.budget.charge_text(self.text().size() * 4);
-  return Value::string(strip(self.text(), v[0], left, right), &r.budget);
+  return Value::string(strip(r.budget, self.text(), v[0], left, right), &r.budget);
 }
 
 /// Byte bounds of [start:end] in code points, as find, count, startswith and endswith take them; none when start lies beyond.
@@ -98,11 +106,12 @@ std::optional<std::pair<size_t, size_t>> bounds(const Text& text, const std::opt
 int64_t search(Runtime& r, const Value& self, const CallArguments& a, bool from_right) {
   const auto v = bind("find", a, {"sub", "start", "end"}, 1);
   const std::string& needle = text_argument(*v[0], "sub").bytes();
-  r.budget.charge_text(self.text().size() * 2);
+  r.budget.charge_text(self.text().size());
   const auto range = bounds(self.text(), v[1], v[2]);
   if (!range) return -1;
   const auto hay = std::string_view(self.text().bytes()).substr(0, range->second).substr(range->first);
-  const size_t at = from_right ? hay.rfind(needle) : hay.find(needle);
+  if (from_right) charge_backwards(r.budget, self.text(), needle);
+  const size_t at = from_right ? hay.rfind(needle) : find_bytes(hay, needle, 0, r.budget);
   if (at == std::string_view::npos) return -1;
   return static_cast<int64_t>(count_code_points(std::string_view(self.text().bytes()).substr(0, range->first + at)));
 }
@@ -114,7 +123,7 @@ Value must_find(int64_t at) {
 
 Value has_affix(Runtime& r, const Value& self, const CallArguments& a, bool prefix) {
   const auto v = bind(prefix ? "startswith" : "endswith", a, {"prefix", "start", "end"}, 1);
-  r.budget.charge_text(1);
+  if (!is_none(v[1]) || !is_none(v[2])) r.budget.charge_text(self.text().size() * 3);
   const auto range = is_none(v[1]) && is_none(v[2]) ? std::optional(std::pair(size_t{0}, self.text().size())) : bounds(self.text(), v[1], v[2]);
   const std::vector<Value> candidates = v[0]->is(Kind::tuple) ? v[0]->items() : std::vector<Value>{*v[0]};
   for (const Value& candidate : candidates) {
@@ -124,6 +133,7 @@ Value has_affix(Runtime& r, const Value& self, const CallArguments& a, bool pref
     if (!range) continue;
     const auto body = std::string_view(self.text().bytes()).substr(range->first, range->second - range->first);
     const std::string_view affix = candidate.text().bytes();
+    r.budget.charge_text(std::min(affix.size(), body.size()));
     if (prefix ? body.starts_with(affix) : body.ends_with(affix)) return Value::boolean(true);
   }
   return Value::boolean(false);
@@ -133,6 +143,7 @@ Value remove_affix(Runtime& r, const Value& self, const CallArguments& a, bool p
   const auto v = bind(prefix ? "removeprefix" : "removesuffix", a, {"affix"}, 1);
   const std::string& affix = text_argument(*v[0], "affix").bytes();
   const Text& text = self.text();
+  r.budget.charge_text(affix.size());
   const bool found = prefix ? text.bytes().starts_with(affix) : text.bytes().ends_with(affix);
   if (!found) return self;
   return Value::string(prefix ? text.slice(affix.size(), text.size()) : text.slice(0, text.size() - affix.size()), &r.budget);
@@ -143,8 +154,8 @@ Value partition(Runtime& r, const Value& self, const CallArguments& a, bool from
   const Text& separator = text_argument(*v[0], "sep");
   if (separator.empty()) throw Failure("empty separator");
   const Text& text = self.text();
-  r.budget.charge_text(text.size());
-  const size_t at = from_right ? text.bytes().rfind(separator.bytes()) : text.bytes().find(separator.bytes());
+  if (from_right) charge_backwards(r.budget, text, separator.bytes());
+  const size_t at = from_right ? text.bytes().rfind(separator.bytes()) : find_bytes(text.bytes(), separator.bytes(), 0, r.budget);
   std::vector<Text> parts(3);
   if (at == std::string::npos) {
     parts[from_right ? 2 : 0] = text;
@@ -165,7 +176,7 @@ Value count_of(Runtime& r, const Value& self, const CallArguments& a) {
   const auto hay = std::string_view(self.text().bytes()).substr(0, range->second).substr(range->first);
   if (needle.empty()) return Value::integer(static_cast<int64_t>(count_code_points(hay)) + 1);
   int64_t count = 0;
-  for (size_t i = 0; (i = hay.find(needle, i)) != std::string_view::npos; i += needle.size()) ++count;
+  for (size_t i = 0; (i = find_bytes(hay, needle, i, r.budget)) != std::string_view::npos; i += needle.size()) ++count;
   return Value::integer(count);
 }
 
@@ -177,7 +188,7 @@ Value replace_method(Runtime& r, const Value& self, const CallArguments& a) {
 
 Value splitlines_method(Runtime& r, const Value& self, const CallArguments& a) {
   const auto v = bind("splitlines", a, {"keepends"}, 0);
-  r.budget.charge_text(self.text().size() * 4);
+  r.budget.charge_characters(self.text().size());
   return texts_to_list(split_lines(self.text(), v[0] && truthy(*v[0])), r.budget);
 }
 
@@ -193,10 +204,11 @@ Value join_method(Runtime& r, const Value& self, const CallArguments& a) {
 
 }  // namespace
 
-Text strip(const Text& text, const std::optional<Value>& chars, bool left, bool right) {
+Text strip(Budget& budget, const Text& text, const std::optional<Value>& chars, bool left, bool right) {
   std::u32string set;
   if (!is_none(chars)) {
     const std::string& bytes = text_argument(*chars, "strip arg").bytes();
+    budget.charge_characters(bytes.size() * 2);
     for (size_t i = 0; i < bytes.size();) set += next_code_point(bytes, i);
     std::sort(set.begin(), set.end());
   }
@@ -214,17 +226,17 @@ Text strip(const Text& text, const std::optional<Value>& chars, bool left, bool 
     if (!strips(next_code_point(text.bytes(), next))) break;
     end = start;
   }
+  budget.charge_characters(text.size() - (end - begin));
+  budget.charge_text(end - begin);
   return text.slice(begin, end);
 }
 
 Text replace(Runtime& runtime, const Text& text, const Text& old, const Text& fresh, int64_t count) {
   Text out;
   size_t begin = 0, from = 0;
-  runtime.budget.charge_text(text.size() * 2);
   for (int64_t done = 0; count < 0 || done < count; ++done) {
-    const size_t at = from > text.size() ? std::string::npos : text.bytes().find(old.bytes(), from);
+    const size_t at = find_bytes(text.bytes(), old.bytes(), from, runtime.budget);
     if (at == std::string::npos) break;
-    runtime.budget.charge(1);
     out.append(text, begin, at);
     out.append(fresh);
     begin = at + old.size();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "text/jinja_unicode.h"
 
@@ -66,11 +67,11 @@ SequenceObject::SequenceObject(std::vector<Value> v, Budget* budget)
   nesting = nest(items);
 }
 
-DictObject::DictObject(std::vector<std::pair<Value, Value>> pairs, Budget* budget)
-    : held_(budget, 128 + 128 * pairs.size()) {
+DictObject::DictObject(std::vector<std::pair<Value, Value>> pairs, Budget& budget)
+    : held_(&budget, 128 + 128 * pairs.size()) {
   for (auto& [key, value] : pairs) {
-    const size_t hash = hash_of(key);
-    if (const Value* found = find(key)) {
+    const size_t hash = hash_of(key, budget);
+    if (const Value* found = find(key, budget)) {
       const_cast<Value&>(*found) = std::move(value);
     } else {
       index_.emplace(hash, entries.size());
@@ -83,10 +84,8 @@ DictObject::DictObject(std::vector<std::pair<Value, Value>> pairs, Budget* budge
   nesting = deepest + 1;
 }
 
-const Value* DictObject::find(const Value& key) const {
-  TemplateLimits limits;
-  Budget budget(limits);  // keys are hashable, so comparing one costs little
-  const auto [begin, end] = index_.equal_range(hash_of(key));
+const Value* DictObject::find(const Value& key, Budget& budget) const {
+  const auto [begin, end] = index_.equal_range(hash_of(key, budget));
   for (auto it = begin; it != end; ++it) {
     if (equal(entries[it->second].first, key, budget)) return &entries[it->second].second;
   }
@@ -157,7 +156,7 @@ Value Value::tuple(std::vector<Value> items, Budget* budget) {
   return object(Kind::tuple, std::make_shared<SequenceObject>(std::move(items), budget));
 }
 
-Value Value::dict(std::vector<std::pair<Value, Value>> entries, Budget* budget) {
+Value Value::dict(std::vector<std::pair<Value, Value>> entries, Budget& budget) {
   return object(Kind::dict, std::make_shared<DictObject>(std::move(entries), budget));
 }
 
@@ -213,7 +212,7 @@ bool equal_items(const std::vector<Value>& a, const std::vector<Value>& b, Budge
 bool equal_dicts(const DictObject& a, const DictObject& b, Budget& budget) {
   if (a.entries.size() != b.entries.size()) return false;
   for (const auto& [key, value] : a.entries) {
-    const Value* other = b.find(key);
+    const Value* other = b.find(key, budget);
     if (!other || !equal(value, *other, budget)) return false;
   }
   return true;
@@ -286,10 +285,9 @@ bool contains(const Value& container, const Value& item, Budget& budget) {
     if (!item.is(Kind::string)) {
       throw Failure(fmt::format("'in <string>' requires string as left operand, not {}", type_name(item)));
     }
-    budget.charge_text(container.text().size());
-    return container.text().bytes().find(item.text().bytes()) != std::string::npos;
+    return find_bytes(container.text().bytes(), item.text().bytes(), 0, budget) != std::string::npos;
   }
-  if (container.is(Kind::dict)) return container.as<DictObject>().find(item) != nullptr;
+  if (container.is(Kind::dict)) return container.as<DictObject>().find(item, budget) != nullptr;
   if (!iterable(container)) throw Failure(fmt::format("argument of type '{}' is not iterable", type_name(container)));
   const auto next = iterate(container, budget);
   while (const auto candidate = next()) {
@@ -298,7 +296,17 @@ bool contains(const Value& container, const Value& item, Budget& budget) {
   return false;
 }
 
-size_t hash_of(const Value& value) {
+size_t find_bytes(std::string_view text, std::string_view needle, size_t from, Budget& budget) {
+  if (from > text.size()) return std::string_view::npos;
+  if (needle.empty()) return from;
+  const void* found = memmem(text.data() + from, text.size() - from, needle.data(), needle.size());
+  const size_t at = found ? static_cast<size_t>(static_cast<const char*>(found) - text.data()) : std::string_view::npos;
+  budget.charge(1 + ((found ? at : text.size()) - from + needle.size()) / 32);
+  return at;
+}
+
+size_t hash_of(const Value& value, Budget& budget) {
+  budget.charge(1);
   switch (value.kind()) {
     case Kind::list: case Kind::dict: throw Failure(fmt::format("unhashable type: '{}'", type_name(value)));
     case Kind::boolean: case Kind::integer: return std::hash<int64_t>()(value.as_integer());
@@ -307,10 +315,12 @@ size_t hash_of(const Value& value) {
       if (std::abs(d) < 9e18 && d == std::floor(d)) return std::hash<int64_t>()(static_cast<int64_t>(d));
       return std::hash<double>()(d);
     }
-    case Kind::string: return std::hash<std::string_view>()(value.text().bytes());
+    case Kind::string:
+      budget.charge(value.text().size() / 64);
+      return std::hash<std::string_view>()(value.text().bytes());
     case Kind::tuple: {
       size_t hash = 7;
-      for (const Value& item : value.items()) hash = hash * 1000003 ^ hash_of(item);
+      for (const Value& item : value.items()) hash = hash * 1000003 ^ hash_of(item, budget);
       return hash;
     }
     default: return std::hash<const void*>()(value.object().get());

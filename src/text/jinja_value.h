@@ -34,6 +34,8 @@ class Budget {
   void charge(size_t steps);
   /// Work proportional to `bytes` of text touched.
   void charge_text(size_t bytes) { charge(1 + bytes / 64); }
+  /// The same for work that decodes every character.
+  void charge_characters(size_t bytes) { charge(1 + bytes / 16); }
   void hold(size_t bytes);
   void release(size_t bytes) noexcept { live_bytes_ -= bytes; }
   const TemplateLimits& limits() const { return limits_; }
@@ -91,7 +93,7 @@ class Value {
   static Value string(Text text, Budget* budget = nullptr);
   static Value list(std::vector<Value> items, Budget* budget = nullptr);
   static Value tuple(std::vector<Value> items, Budget* budget = nullptr);
-  static Value dict(std::vector<std::pair<Value, Value>> entries, Budget* budget);
+  static Value dict(std::vector<std::pair<Value, Value>> entries, Budget& budget);
   static Value undefined(std::string message, bool forbidden = false);
   static Value object(Kind kind, ObjectPtr object);
 
@@ -145,9 +147,9 @@ struct SequenceObject : Object {
 };
 
 struct DictObject : Object {
-  DictObject(std::vector<std::pair<Value, Value>> pairs, Budget* budget);
+  DictObject(std::vector<std::pair<Value, Value>> pairs, Budget& budget);
   /// The value stored under an equal key, or null. Throws for unhashable keys.
-  const Value* find(const Value& key) const;
+  const Value* find(const Value& key, Budget& budget) const;
   const Value* find(std::string_view key) const;
   std::vector<std::pair<Value, Value>> entries;  ///< in insertion order, keys unique
 
@@ -219,7 +221,9 @@ bool equal(const Value& a, const Value& b, Budget& budget);
 /// <0, 0, >0; `op` names the operator in the error for values without an order.
 int compare(const Value& a, const Value& b, std::string_view op, Budget& budget);
 bool contains(const Value& container, const Value& item, Budget& budget);
-size_t hash_of(const Value& value);
+size_t hash_of(const Value& value, Budget& budget);
+/// First occurrence at or after `from`, in linear time; npos when there is none.
+size_t find_bytes(std::string_view text, std::string_view needle, size_t from, Budget& budget);
 
 /// Python's str() and repr().
 Text to_text(const Value& value, Budget& budget);
