@@ -1,13 +1,18 @@
 // Micro-benchmarks of the CPU backend over the same kernel tables as the tests: weights streamed per second against the memory's read
 // bandwidth measured in the same seconds, and arithmetic rates of many rows.
-//   kernel_bench --benchmark_filter='avx512_vnni/bf16/.*'      names: isa/format/rows, ffn/isa/format/rows, attention/isa/...
+//   kernel_bench [--threads=N] --benchmark_filter='linear/avx512_vnni/bf16/.*'
+//   names: linear/isa/format/rows, ffn/isa/format/rows, attention/isa/kv heads/rows at context
+// With --threads=1 all rates are per second of processor time, so that they mean something on a machine that is busy with other work.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
-#include <chrono>
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -19,13 +24,17 @@ namespace {
 
 constexpr size_t kWeightSet = size_t{1200} << 20;  // far beyond any cache
 
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 struct Machine {
-  ThreadPool pool{0};
+  ThreadPool pool;
   Buffer memory{kWeightSet};
-  Machine() {
+  explicit Machine(int threads) : pool(threads) {
     pool.parallel_for(static_cast<int64_t>(kWeightSet >> 20), [&](int64_t i, int) { std::memset(memory.data() + (i << 20), 1, 1 << 20); });
+  }
+
+  double seconds() const {
+    timespec now{};
+    clock_gettime(pool.size() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
   }
 
   /// Best of a few linear reads of the whole set, in 1 MiB pieces like the kernels' tasks, summed in registers.
@@ -189,8 +198,16 @@ void attention(benchmark::State& state, Machine& machine, const cpu::KernelTable
 
 int main(int argc, char** argv) {
   using namespace conclave;
-  Machine machine;
-  const auto add = [](const std::string& name, auto body) { benchmark::RegisterBenchmark(name.c_str(), body)->UseRealTime()->Unit(benchmark::kMicrosecond); };
+  int threads = 0;
+  if (argc > 1 && std::string_view(argv[1]).starts_with("--threads=")) {
+    threads = std::atoi(argv[1] + std::strlen("--threads="));
+    std::rotate(argv + 1, argv + 2, argv + argc--);
+  }
+  Machine machine(threads);
+  const auto add = [&](const std::string& name, auto body) {
+    auto* b = benchmark::RegisterBenchmark(name.c_str(), body)->Unit(benchmark::kMicrosecond);
+    if (machine.pool.size() > 1) b->UseRealTime();
+  };
   for (const cpu::KernelTable* table : cpu::available_tables()) {
     for (const Format& f : kFormats)
       for (const int64_t rows : {1, 4, 16, 64, 256}) {

@@ -7,32 +7,22 @@ inline void dot_block(float* scores, const float* const (&q)[R], const void* con
   const typename Type::T* k[N];
   for (int j = 0; j < N; ++j) k[j] = static_cast<const typename Type::T*>(keys[j]);
   F acc[R][N];
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int j = 0; j < N; ++j) acc[r][j] = zero();
+  each<R>([&](auto r) CONCLAVE_INLINE { each<N>([&](auto j) CONCLAVE_INLINE { acc[r][j] = zero(); }); });
   int d = 0;
   for (; d + W <= dim; d += W) {
     F a[R];
-    CONCLAVE_UNROLL
-    for (int r = 0; r < R; ++r) a[r] = load(q[r] + d);
-    CONCLAVE_UNROLL
-    for (int j = 0; j < N; ++j) {
+    each<R>([&](auto r) CONCLAVE_INLINE { a[r] = load(q[r] + d); });
+    each<N>([&](auto j) CONCLAVE_INLINE {
       const F b = Type::get(k[j] + d);
-      CONCLAVE_UNROLL
-      for (int r = 0; r < R; ++r) acc[r][j] = multiply_add(a[r], b, acc[r][j]);
-    }
+      each<R>([&](auto r) CONCLAVE_INLINE { acc[r][j] = multiply_add(a[r], b, acc[r][j]); });
+    });
   }
   if (d < dim)
     for (int j = 0; j < N; ++j) {
       const F b = get_some<Type>(k[j] + d, dim - d);
-      CONCLAVE_UNROLL
-      for (int r = 0; r < R; ++r) acc[r][j] = multiply_add(get_some<Float32>(q[r] + d, dim - d), b, acc[r][j]);
+      each<R>([&](auto r) CONCLAVE_INLINE { acc[r][j] = multiply_add(get_some<Float32>(q[r] + d, dim - d), b, acc[r][j]); });
     }
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int j = 0; j < N; ++j) scores[r * kKeyTile + j] = sum_lanes(acc[r][j]);
+  each<R>([&](auto r) CONCLAVE_INLINE { each<N>([&](auto j) CONCLAVE_INLINE { scores[r * kKeyTile + j] = sum_lanes(acc[r][j]); }); });
 }
 
 /// Scores of one row become exp(score - new maximum), zero from `visible` on; returns the factor for what was summed before.
@@ -60,26 +50,17 @@ inline float soften(float* scores, int visible, float scale, float* top, float* 
 template <class Type, int R, int V>
 inline void mix_block(float* const (&out)[R], const float (&factor)[R], const float* p, const void* const* values, int n, int d) {
   F acc[R][V];
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int v = 0; v < V; ++v) acc[r][v] = mul(load(out[r] + d + v * W), set1(factor[r]));
+  each<R>([&](auto r) CONCLAVE_INLINE { each<V>([&](auto v) CONCLAVE_INLINE { acc[r][v] = mul(load(out[r] + d + v * W), set1(factor[r])); }); });
   for (int j = 0; j < n; ++j) {
     const auto* value = static_cast<const typename Type::T*>(values[j]) + d;
     F b[V];
-    CONCLAVE_UNROLL
-    for (int v = 0; v < V; ++v) b[v] = Type::get(value + v * W);
-    CONCLAVE_UNROLL
-    for (int r = 0; r < R; ++r) {
+    each<V>([&](auto v) CONCLAVE_INLINE { b[v] = Type::get(value + v * W); });
+    each<R>([&](auto r) CONCLAVE_INLINE {
       const F weight = set1(p[r * kKeyTile + j]);
-      CONCLAVE_UNROLL
-      for (int v = 0; v < V; ++v) acc[r][v] = multiply_add(weight, b[v], acc[r][v]);
-    }
+      each<V>([&](auto v) CONCLAVE_INLINE { acc[r][v] = multiply_add(weight, b[v], acc[r][v]); });
+    });
   }
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int v = 0; v < V; ++v) store(out[r] + d + v * W, acc[r][v]);
+  each<R>([&](auto r) CONCLAVE_INLINE { each<V>([&](auto v) CONCLAVE_INLINE { store(out[r] + d + v * W, acc[r][v]); }); });
 }
 
 template <class Type, int R>

@@ -3,8 +3,7 @@
 struct PanelF32 {
   static constexpr int kDepth = 1;  // k per load()
   static void load(const std::byte* p, F (&w)[kDepth][C]) {
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) w[0][c] = cpu::CONCLAVE_KERNELS::load(reinterpret_cast<const float*>(p) + c * W);
+    each<C>([&](auto c) CONCLAVE_INLINE { w[0][c] = cpu::CONCLAVE_KERNELS::load(reinterpret_cast<const float*>(p) + c * W); });
   }
   static constexpr int64_t kBytes = 128;
 };
@@ -13,8 +12,7 @@ struct PanelF16 {
   static constexpr int kDepth = 1;
   static constexpr int64_t kBytes = 64;
   static void load(const std::byte* p, F (&w)[kDepth][C]) {
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) w[0][c] = load_f16(reinterpret_cast<const uint16_t*>(p) + c * W);
+    each<C>([&](auto c) CONCLAVE_INLINE { w[0][c] = load_f16(reinterpret_cast<const uint16_t*>(p) + c * W); });
   }
 };
 
@@ -23,12 +21,11 @@ struct PanelBf16 {
   static constexpr int kDepth = 2;
   static constexpr int64_t kBytes = 128;
   static void load(const std::byte* p, F (&w)[kDepth][C]) {
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) {
+    each<C>([&](auto c) CONCLAVE_INLINE {
       const I pair = iload(p + c * W * 4);
       w[0][c] = from_bits(shift_left<16>(pair));
       w[1][c] = from_bits(iand(pair, iset1(static_cast<int32_t>(0xffff0000u))));
-    }
+    });
   }
 };
 
@@ -37,14 +34,13 @@ struct PanelInt8 {
   static constexpr int kDepth = 4;
   static constexpr int64_t kBytes = 128;
   static void load(const std::byte* p, F (&w)[kDepth][C]) {
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) {
+    each<C>([&](auto c) CONCLAVE_INLINE {
       const I four = iload(p + c * W * 4);
       w[0][c] = to_float(shift_right<24>(shift_left<24>(four)));
       w[1][c] = to_float(shift_right<24>(shift_left<16>(four)));
       w[2][c] = to_float(shift_right<24>(shift_left<8>(four)));
       w[3][c] = to_float(shift_right<24>(four));
-    }
+    });
   }
 };
 
@@ -93,33 +89,24 @@ inline void accumulate(F (&acc)[R][C], const std::byte* p, const float* x, int64
   for (int64_t i = 0; i < whole; ++i, p += Panel::kBytes, x += Panel::kDepth * R) {
     F w[Panel::kDepth][C];
     Panel::load(p, w);
-    CONCLAVE_UNROLL
-    for (int k = 0; k < Panel::kDepth; ++k) {
-      CONCLAVE_UNROLL
-      for (int r = 0; r < R; ++r) {
+    each<Panel::kDepth>([&](auto k) CONCLAVE_INLINE {
+      each<R>([&](auto r) CONCLAVE_INLINE {
         const F b = set1(x[k * R + r]);
-        CONCLAVE_UNROLL
-        for (int c = 0; c < C; ++c) acc[r][c] = multiply_add(b, w[k][c], acc[r][c]);
-      }
-    }
+        each<C>([&](auto c) CONCLAVE_INLINE { acc[r][c] = multiply_add(b, w[k][c], acc[r][c]); });
+      });
+    });
   }
   const int rest = static_cast<int>(depth % Panel::kDepth);
   if (rest == 0) return;
   F w[Panel::kDepth][C];
   Panel::load(p, w);
   for (int k = 0; k < rest; ++k)
-    CONCLAVE_UNROLL
-    for (int r = 0; r < R; ++r)
-      CONCLAVE_UNROLL
-      for (int c = 0; c < C; ++c) acc[r][c] = multiply_add(set1(x[k * R + r]), w[k][c], acc[r][c]);
+    each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE { acc[r][c] = multiply_add(set1(x[k * R + r]), w[k][c], acc[r][c]); }); });
 }
 
 template <int R>
 inline void clear(F (&acc)[R][C]) {
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) acc[r][c] = zero();
+  each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE { acc[r][c] = zero(); }); });
 }
 
 template <class Panel, int R>
@@ -127,10 +114,7 @@ void tile_plain(const TileArgs& a) {
   F acc[R][C];
   clear(acc);
   accumulate<Panel, R>(acc, a.panel, static_cast<const float*>(a.x), a.depth);
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) store(a.out + r * a.out_stride + c * W, acc[r][c]);
+  each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE { store(a.out + r * a.out_stride + c * W, acc[r][c]); }); });
 }
 
 template <int R>
@@ -139,10 +123,7 @@ void tile_int8_float(const TileArgs& a) {
   F acc[R][C];
   clear(acc);
   accumulate<PanelInt8, R>(acc, a.panel + sizeof(Int8PanelHead), static_cast<const float*>(a.x), a.depth);
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int c = 0; c < C; ++c) store(a.out + r * a.out_stride + c * W, mul(acc[r][c], load(head->scale + c * W)));
+  each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE { store(a.out + r * a.out_stride + c * W, mul(acc[r][c], load(head->scale + c * W))); }); });
 }
 
 /// Per scale block: sum in registers, then out += sum * scale, blocks in ascending k.
@@ -162,14 +143,11 @@ void tile_fp8(const TileArgs& a) {
     accumulate<PanelFp8, R>(acc, p, x, depth);
     float scale[kPanel];
     for (int c = 0; c < kPanel; ++c) scale[c] = scales[2 * b + (c < head->split ? 0 : 1)] * kFp8Factor;
-    CONCLAVE_UNROLL
-    for (int r = 0; r < R; ++r)
-      CONCLAVE_UNROLL
-      for (int c = 0; c < C; ++c) {
+    each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE {
         float* out = a.out + r * a.out_stride + c * W;
         const F s = load(scale + c * W);
         store(out, b == 0 ? mul(acc[r][c], s) : multiply_add(acc[r][c], s, load(out)));
-      }
+      }); });
     k += depth;
     p += depth * PanelFp8::kBytes;
     x += depth * R;
@@ -243,32 +221,23 @@ inline void int8_columns(const TileArgs& a, int first) {
   const std::byte* p = a.panel + sizeof(Int8PanelHead) + first * W * 4;
   const auto* x = static_cast<const std::byte*>(a.x);
   I acc[R][Cols];
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int c = 0; c < Cols; ++c) acc[r][c] = iset1(0);
+  each<R>([&](auto r) CONCLAVE_INLINE { each<Cols>([&](auto c) CONCLAVE_INLINE { acc[r][c] = iset1(0); }); });
   const int64_t steps = (a.depth + 3) / 4;
   for (int64_t i = 0; i < steps; ++i, p += 128, x += 4 * R) {
     Int8Weights w[Cols];
-    CONCLAVE_UNROLL
-    for (int c = 0; c < Cols; ++c) w[c] = int8_weights(p + c * W * 4);
-    CONCLAVE_UNROLL
-    for (int r = 0; r < R; ++r) {
+    each<Cols>([&](auto c) CONCLAVE_INLINE { w[c] = int8_weights(p + c * W * 4); });
+    each<R>([&](auto r) CONCLAVE_INLINE {
       uint32_t four;
       __builtin_memcpy(&four, x + 4 * r, 4);
-      CONCLAVE_UNROLL
-      for (int c = 0; c < Cols; ++c) acc[r][c] = dot4(acc[r][c], w[c], four);
-    }
+      each<Cols>([&](auto c) CONCLAVE_INLINE { acc[r][c] = dot4(acc[r][c], w[c], four); });
+    });
   }
-  CONCLAVE_UNROLL
-  for (int r = 0; r < R; ++r)
-    CONCLAVE_UNROLL
-    for (int c = 0; c < Cols; ++c) {
+  each<R>([&](auto r) CONCLAVE_INLINE { each<Cols>([&](auto c) CONCLAVE_INLINE {
       const int column = (first + c) * W;
       I sum = acc[r][c];
       if (kInt8Offset != 0) sum = isub(sum, shift_left<7>(iload(head->sum + column)));
       store(a.out + r * a.out_stride + column, mul(to_float(sum), mul(set1(a.x_scale[r]), load(head->scale + column))));
-    }
+    }); });
 }
 
 template <int R>

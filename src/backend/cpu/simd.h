@@ -10,14 +10,22 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__clang__)
-#define CONCLAVE_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define CONCLAVE_UNROLL _Pragma("GCC unroll 16")
-#endif
+#define CONCLAVE_INLINE __attribute__((always_inline))
 
 namespace conclave::cpu::CONCLAVE_KERNELS {
 namespace {
+
+template <int N>
+struct Index { constexpr operator int() const { return N; } };
+/// f(Index<0>), ..., f(Index<N - 1>), inlined: arrays that only such constants index live in registers, which g++ does not achieve for
+/// loops that it unrolls.
+template <int N, class Function>
+CONCLAVE_INLINE inline void each(const Function& f) {
+  if constexpr (N > 0) {
+    each<N - 1>(f);
+    f(Index<N - 1>{});
+  }
+}
 
 inline uint32_t bits_of(float f) { return __builtin_bit_cast(uint32_t, f); }
 inline float float_of(uint32_t u) { return __builtin_bit_cast(float, u); }
