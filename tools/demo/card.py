@@ -26,7 +26,7 @@ NOTES = {
 TEXT = """\
 # Demo models
 
-Five tiny mixture-of-experts models, one per family, in the layout in which the family is published on Hugging Face:
+Tiny mixture-of-experts models, one per family, in the layout in which the family is published on Hugging Face:
 same tensor names and dtypes, same kind of tokenizer, same form of chat template. They show that the engine works end
 to end, and they are good enough at one thing, answering questions about short stories, that damage shows: a wrong
 layout or a rough quantisation pulls the scores below towards the chance level.
@@ -70,8 +70,9 @@ No story of the test set occurs in training: stories whose text has a CRC-32 div
 The generator `tools/demo/corpus.py` writes everything the models have seen; no other text was used. Stories have 2-7
 facts and up to 2 changes (things handed over, people moving), growing during training; each is followed by 6-8
 questions, in chat form (55 %) or plain form (45 %). The loss is cross-entropy on the answers, with a small weight on the
-rest, plus a balancing term for the experts; AdamW, with Muon for the attention matrices; batches of 10 conversations,
-seed 1, {steps} on one CPU core each.
+rest, plus a balancing term for the experts. The attention starts from weights that already hold the skeleton of a look-up
+(`tools/demo/starting.py`). AdamW, with Muon for the attention matrices; batches of 10 conversations, seed 1,
+{steps}, on one CPU core each.
 
     tools/demo/regenerate.sh       # or one model: python tools/demo/train.py mixtral --out models
 
@@ -96,6 +97,8 @@ def main():
     rows, tables, steps = [], {}, []
     for family, name in families.FOLDERS.items():
         path = os.path.join(a.models, name, "model.safetensors")
+        if not os.path.exists(path):
+            continue
         with safe_open(path, "pt") as f:
             count = sum(f.get_slice(k).get_shape()[0] * (f.get_slice(k).get_shape() + [1])[1] for k in f.keys())
         title, note = NOTES[family]

@@ -44,23 +44,36 @@ def text_of(encoder, ids):
     return encoder.decode([t for t in ids if t != encoder.eos])
 
 
+@torch.no_grad()
+def right_answers(model, encoder, cases):
+    """For (prompt ids, answer ids) pairs: whether greedy decoding gives exactly the answer, found in one pass over both."""
+    out = []
+    for start in range(0, len(cases), 20):
+        rows = [p + a for p, a in cases[start:start + 20]]
+        width = max(map(len, rows))
+        best = model(torch.tensor([r + [0] * (width - len(r)) for r in rows])).logits.argmax(-1)
+        out += [best[i, len(p) - 1:len(p) + len(a) - 1].tolist() == a for i, (p, a) in enumerate(cases[start:start + 20])]
+    return out
+
+
 def score(model, encoder, items):
     """{kind: {"chat": share, "plain": share, "chance": mean, "items": n}}; yes/no plain compares the two words' logits."""
     yes, no = (encoder.encode(f"How can we learning machine learning: {w}")[-1] for w in ("yes", "no"))
-    table = {}
+    gap = "" if encoder.family in ("deepseek_v3", "ernie4_5_moe") else " "     # what the chat templates leave to the answer
+    chat, plain = [], []
     for item in items:
-        row = table.setdefault(item["kind"], {"chat": 0, "plain": 0, "chance": 0.0, "items": 0})
-        row["items"] += 1
-        row["chance"] += item["chance"]
-        said = text_of(encoder, greedy(model, encoder, encoder.prompt_ids({"messages": item["messages"]}))[0]).strip()
         binary = item["plain_answer"] in ("yes", "no")
-        row["chat"] += said.split(",")[0].lower() == item["plain_answer"] if binary else said == item["answer"]
-        ids = encoder.prompt_ids({"prompt": item["prompt"]})
-        if binary:
-            logits = greedy(model, encoder, ids, 1)[2]
-            row["plain"] += (logits[yes] > logits[no]).item() == (item["plain_answer"] == "yes")
-        else:
-            row["plain"] += text_of(encoder, greedy(model, encoder, ids)[0]).strip() == item["plain_answer"]
+        words = encoder.piece(gap + item["answer"])
+        chat.append((encoder.prompt_ids({"messages": item["messages"]}), words[:1] if binary else words + [encoder.eos]))
+        plain.append((encoder.prompt_ids({"prompt": item["prompt"]}), encoder.piece(" " + item["plain_answer"]) + [encoder.eos]))
+    table = {}
+    for i, (item, said, completed) in enumerate(zip(items, *(right_answers(model, encoder, x) for x in (chat, plain)))):
+        if item["plain_answer"] in ("yes", "no"):
+            logits = greedy(model, encoder, plain[i][0], 1)[2]
+            completed = (logits[yes] > logits[no]).item() == (item["plain_answer"] == "yes")
+        row = table.setdefault(item["kind"], {"chat": 0, "plain": 0, "chance": 0.0, "items": 0})
+        for key, value in (("chat", said), ("plain", completed), ("chance", item["chance"]), ("items", 1)):
+            row[key] += value
     return {k: {n: v if n == "items" else round(v / row["items"], 3) for n, v in row.items()} for k, row in table.items()}
 
 
@@ -114,6 +127,9 @@ def main():
     write_lines(os.path.join(a.data, "test_set.jsonl"), items)
     for family in a.families:
         name = families.FOLDERS[family]
+        if not os.path.exists(os.path.join(a.models, name, "model.safetensors")):
+            print(f"{name}: no model.safetensors, skipped")
+            continue
         _, model, encoder = families.load(os.path.join(a.models, name))
         write_lines(os.path.join(a.data, f"greedy-{name}.jsonl"), references(model, encoder, items))
         table = score(model, encoder, items)
