@@ -44,41 +44,33 @@ struct PanelInt8 {
   }
 };
 
-/// e4m3 as f16 bits: sign, then exponent and mantissa one place up; the value is 2^-8 of the true one, also for subnormals.
-/// The NaN codes become f16 NaN. The missing 2^8 is put into the block's scale.
-constexpr float kFp8Factor = 256.0f;
+/// [K/4][32][4] e4m3. An arithmetic shift puts a byte's sign at bit 31 and its exponent and mantissa at bits 20 to 26, which is the value
+/// times 2^-120, subnormals included; the product with 2^120 is exact. NaN codes need a look at every element: only panels that hold one
+/// (WithNan) pay for it.
+template <bool WithNan>
 struct PanelFp8 {
-  static constexpr int kDepth = 1;
-  static constexpr int64_t kBytes = 32;
+  static constexpr int kDepth = 4;
+  static constexpr int64_t kBytes = 128;
+  static F value(I byte_on_top) {
+    const I bits = iand(shift_right<4>(byte_on_top), iset1(static_cast<int32_t>(0x87f00000u)));
+    F v = mul(from_bits(bits), set1(0x1p120f));
+    if constexpr (WithNan) {
+      float all[W];
+      store(all, v);
+      for (int i = 0; i < W; ++i)
+        if (all[i] == 480.0f || all[i] == -480.0f) all[i] = __builtin_nanf("");  // the value of the code if it were a number
+      v = cpu::CONCLAVE_KERNELS::load(all);
+    }
+    return v;
+  }
   static void load(const std::byte* p, F (&w)[kDepth][C]) {
-#if defined(__AVX512F__)
-    const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    const __m512i magnitude = _mm512_slli_epi16(_mm512_and_si512(v, _mm512_set1_epi16(0x7f)), 7);
-    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x3f80));
-    const __m512i fixed = _mm512_mask_mov_epi16(magnitude, nan, _mm512_set1_epi16(0x7e00));
-    const __m512i h = _mm512_ternarylogic_epi32(_mm512_slli_epi16(v, 8), fixed, _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xec);
-    w[0][0] = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
-    w[0][1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
-#elif defined(__AVX2__)
-    for (int half = 0; half < 2; ++half) {
-      const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + half));
-      const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(v, _mm256_set1_epi16(0x7f)), 7);
-      const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80)), _mm256_set1_epi16(0x7e00));
-      const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(v, 8), _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
-      const __m256i h = _mm256_or_si256(_mm256_or_si256(magnitude, nan), sign);
-      w[0][2 * half] = _mm256_cvtph_ps(_mm256_castsi256_si128(h));
-      w[0][2 * half + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1));
-    }
-#else
-    for (int c = 0; c < C; ++c) {
-      uint16_t h[W];
-      for (int i = 0; i < W; ++i) {
-        const uint32_t v = static_cast<uint32_t>(p[c * W + i]), magnitude = (v & 0x7fu) << 7;
-        h[i] = static_cast<uint16_t>(((v & 0x80u) << 8) | (magnitude == 0x3f80u ? 0x7e00u : magnitude));
-      }
-      w[0][c] = load_f16(h);
-    }
-#endif
+    each<C>([&](auto c) CONCLAVE_INLINE {
+      const I four = iload(p + c * W * 4);
+      w[0][c] = value(shift_left<24>(four));
+      w[1][c] = value(shift_left<16>(four));
+      w[2][c] = value(shift_left<8>(four));
+      w[3][c] = value(four);
+    });
   }
 };
 
@@ -127,12 +119,11 @@ void tile_int8_float(const TileArgs& a) {
 }
 
 /// Per scale block: sum in registers, then out += sum * scale, blocks in ascending k.
-template <int R>
-void tile_fp8(const TileArgs& a) {
+template <bool WithNan, int R>
+void fp8_blocks(const TileArgs& a) {
   const auto* head = reinterpret_cast<const Fp8PanelHead*>(a.panel);
   const auto* scales = reinterpret_cast<const float*>(a.panel + sizeof(Fp8PanelHead));
-  const int64_t scale_bytes = ((a.depth / kScaleBlock + 2) * 8 + 63) / 64 * 64;
-  const std::byte* p = a.panel + sizeof(Fp8PanelHead) + scale_bytes;
+  const std::byte* p = a.panel + head->data_offset;
   const auto* x = static_cast<const float*>(a.x);
   int64_t k = 0;
   for (int b = 0; b < head->blocks; ++b) {
@@ -140,18 +131,26 @@ void tile_fp8(const TileArgs& a) {
     if (depth > a.depth - k) depth = a.depth - k;
     F acc[R][C];
     clear(acc);
-    accumulate<PanelFp8, R>(acc, p, x, depth);
+    accumulate<PanelFp8<WithNan>, R>(acc, p, x, depth);
     float scale[kPanel];
-    for (int c = 0; c < kPanel; ++c) scale[c] = scales[2 * b + (c < head->split ? 0 : 1)] * kFp8Factor;
-    each<R>([&](auto r) CONCLAVE_INLINE { each<C>([&](auto c) CONCLAVE_INLINE {
+    for (int c = 0; c < kPanel; ++c) scale[c] = scales[2 * b + (c < head->split ? 0 : 1)];
+    each<R>([&](auto r) CONCLAVE_INLINE {
+      each<C>([&](auto c) CONCLAVE_INLINE {
         float* out = a.out + r * a.out_stride + c * W;
         const F s = load(scale + c * W);
         store(out, b == 0 ? mul(acc[r][c], s) : multiply_add(acc[r][c], s, load(out)));
-      }); });
+      });
+    });
     k += depth;
-    p += depth * PanelFp8::kBytes;
+    p += (depth + 3) / 4 * PanelFp8<WithNan>::kBytes;
     x += depth * R;
   }
+}
+
+template <int R>
+void tile_fp8(const TileArgs& a) {
+  if (reinterpret_cast<const Fp8PanelHead*>(a.panel)->has_nan) fp8_blocks<true, R>(a);
+  else fp8_blocks<false, R>(a);
 }
 
 // ---- int8 x int8

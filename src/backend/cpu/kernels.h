@@ -20,8 +20,9 @@ inline constexpr int kTileKinds = 6;
 
 /// First bytes of an int8 panel.
 struct Int8PanelHead { float scale[kPanel]; int32_t sum[kPanel]; };
-/// First bytes of an FP8 panel, followed by [scale blocks][2] f32 scales (padded to 64 bytes): columns below `split` take the first.
-struct Fp8PanelHead { int32_t split, first_block, blocks, unused[13]; };
+/// First bytes of an FP8 panel, followed by [blocks][2] f32 scales (columns below `split` take the first) and, at data_offset, the elements;
+/// groups of four k begin anew with each scale block, of which only the first and last can be shorter than kScaleBlock.
+struct Fp8PanelHead { int32_t split, first_block, blocks, data_offset, has_nan, unused[11]; };
 
 /// out[r][c] = sum_k x[r][k] w[c][k] for a row block and one panel.
 struct TileArgs {

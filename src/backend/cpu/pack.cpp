@@ -15,7 +15,7 @@ size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 size_t product(std::initializer_list<int64_t> factors) { return checked_product({factors.begin(), factors.size()}, "packed weight"); }
 
 /// Consecutive k of one column that lie side by side.
-int64_t group_of(WeightFormat format) { return format == WeightFormat::bf16 ? 2 : format == WeightFormat::int8 ? 4 : 1; }
+int64_t group_of(WeightFormat format) { return format == WeightFormat::bf16 ? 2 : element_bytes(format) == 1 ? 4 : 1; }
 size_t fp8_scale_bytes(int64_t cols) { return padded(static_cast<size_t>(cols / kScaleBlock + 2) * 2 * sizeof(float)); }
 
 /// Bytes in front of a panel's elements.
@@ -28,7 +28,13 @@ size_t table_element(WeightFormat format) {
   return format == WeightFormat::f8e4m3 || format == WeightFormat::int8 ? sizeof(float) : element_bytes(format);
 }
 
-/// dst [K/group][32][group]; rows beyond the matrix are zero. Short runs of k keep both sides in the nearest cache.
+/// Length of an FP8 matrix's first scale block along k.
+int64_t first_block(const HostMatrix& m) {
+  return m.format != WeightFormat::f8e4m3 ? m.cols : std::min(m.cols, kScaleBlock - (m.scales ? m.col_offset % kScaleBlock : 0));
+}
+
+/// dst [K/group][32][group]; rows beyond the matrix are zero. Short runs of k keep both sides in the nearest
+/// cache.
 template <class T>
 void interleave(std::byte* dst, const HostMatrix& m, int64_t first_row, int64_t group) {
   constexpr int64_t kRun = 64;
@@ -61,6 +67,11 @@ void write_fp8_head(std::byte* dst, const HostMatrix& m, int64_t first_row) {
   Fp8PanelHead head{};
   head.split = static_cast<int32_t>(split);
   head.first_block = static_cast<int32_t>(kScaleBlock - column_offset);
+  head.data_offset = static_cast<int32_t>(head_bytes(m.format, m.cols));
+  for (int64_t c = 0; c < std::min(kPanel, m.rows - first_row); ++c) {
+    const auto* row = reinterpret_cast<const uint8_t*>(m.data) + (first_row + c) * m.row_stride;
+    if (std::any_of(row, row + m.cols, [](uint8_t v) { return (v & 0x7f) == 0x7f; })) head.has_nan = 1;
+  }
   head.blocks = static_cast<int32_t>((m.cols + column_offset + kScaleBlock - 1) / kScaleBlock);
   std::memcpy(dst, &head, sizeof head);
   auto* scales = reinterpret_cast<float*>(dst + sizeof head);
@@ -75,12 +86,18 @@ void pack_panel(std::byte* dst, const HostMatrix& m, int64_t first_row) {
   const size_t head = head_bytes(m.format, m.cols);
   if (m.format == WeightFormat::int8) write_int8_head(dst, m, first_row);
   if (m.format == WeightFormat::f8e4m3) write_fp8_head(dst, m, first_row);
-  const int64_t group = group_of(m.format);
+  const int64_t group = group_of(m.format), first = first_block(m);
   switch (element_bytes(m.format)) {
-    case 4: interleave<uint32_t>(dst + head, m, first_row, group); break;
-    case 2: interleave<uint16_t>(dst + head, m, first_row, group); break;
-    default: interleave<uint8_t>(dst + head, m, first_row, group); break;
+    case 4: return interleave<uint32_t>(dst + head, m, first_row, group);
+    case 2: return interleave<uint16_t>(dst + head, m, first_row, group);
+    default: break;
   }
+  HostMatrix begin = m, rest = m;
+  begin.cols = first;
+  interleave<uint8_t>(dst + head, begin, first_row, group);
+  rest.cols -= first;
+  rest.data += first;
+  if (rest.cols > 0) interleave<uint8_t>(dst + head + (first + group - 1) / group * group * kPanel, rest, first_row, group);
 }
 
 /// Refuses what the layouts cannot hold exactly.
@@ -99,7 +116,11 @@ void check(const HostMatrix& m, Weight::Layout layout, size_t given) {
 }
 
 float panel_element(const Weight& w, const std::byte* panel, int64_t column, int64_t k) {
-  const int64_t group = group_of(w.format), at = (k / group * kPanel + column) * group + k % group;
+  const int64_t group = group_of(w.format);
+  int64_t place = k;
+  if (w.format == WeightFormat::f8e4m3)
+    if (const int64_t first = reinterpret_cast<const Fp8PanelHead*>(panel)->first_block; k >= first) place += (first + 3) / 4 * 4 - first;
+  const int64_t at = (place / group * kPanel + column) * group + place % group;
   const std::byte* data = panel + head_bytes(w.format, w.cols);
   switch (w.format) {
     case WeightFormat::f32: return reinterpret_cast<const float*>(data)[at];
@@ -130,8 +151,8 @@ TileKind tile_kind(const Weight& w) {
 }
 
 size_t panel_bytes(WeightFormat format, int64_t cols) {
-  const int64_t group = group_of(format);
-  return padded(head_bytes(format, cols) + product({(cols + group - 1) / group * group, kPanel, static_cast<int64_t>(element_bytes(format))}));
+  const int64_t group = group_of(format), slack = format == WeightFormat::f8e4m3 ? group : 0;  // the first scale block may end inside a group
+  return padded(head_bytes(format, cols) + product({(cols + group - 1) / group * group + slack, kPanel, static_cast<int64_t>(element_bytes(format))}));
 }
 
 size_t packed_bytes(WeightFormat format, Weight::Layout layout, int64_t rows, int64_t cols) {
