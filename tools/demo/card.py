@@ -63,6 +63,8 @@ right; for yes/no the first word counts in chat form, and the larger of the logi
 |---|---|---|{rule}|
 {scores}
 
+A kind that a model answers near the chance level is one it has not learnt; only the others can show damage.
+
 No story of the test set occurs in training: stories whose text has a CRC-32 divisible by 16 are kept out of it.
 
 ## Data and training
@@ -70,8 +72,8 @@ No story of the test set occurs in training: stories whose text has a CRC-32 div
 The generator `tools/demo/corpus.py` writes everything the models have seen; no other text was used. Stories have 2-7
 facts and up to 2 changes (things handed over, people moving), growing during training; each is followed by 6-8
 questions, in chat form (55 %) or plain form (45 %). The loss is cross-entropy on the answers, with a small weight on the
-rest, plus a balancing term for the experts. The attention starts from weights that already hold the skeleton of a look-up
-(`tools/demo/starting.py`). AdamW, with Muon for the attention matrices; batches of 10 conversations, seed 1,
+rest, plus a balancing term for the experts. The attention starts from weights that already hold the skeleton of a
+look-up (`tools/demo/starting.py`). AdamW, with Muon for the attention matrices; batches of 10 conversations, seed 1,
 {steps}, on one CPU core each.
 
     tools/demo/regenerate.sh       # or one model: python tools/demo/train.py mixtral --out models
