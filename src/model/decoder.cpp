@@ -224,10 +224,11 @@ StepLimits step_limits(const ModelSpec& spec, int max_rows, int max_sequences, i
   limits.max_rows = max_rows;
   limits.max_sequences = max_sequences;
   limits.max_context = max_context;
-  limits.max_width = spec.hidden_size;
+  limits.max_width = limits.hidden_size = spec.hidden_size;
   const auto widen = [&](int width) { limits.max_width = std::max(limits.max_width, width); };
   if (const auto* gqa = std::get_if<GqaSpec>(&spec.attention)) {
     limits.max_heads = gqa->num_heads;
+    limits.max_head_dim = gqa->head_dim;
     widen(gqa->num_heads * gqa->head_dim);
   } else {
     limits.mla = std::get<MlaSpec>(spec.attention);
@@ -239,6 +240,7 @@ StepLimits step_limits(const ModelSpec& spec, int max_rows, int max_sequences, i
     const int inner = moe ? std::max(moe->expert_inner, moe->shared_inner) : std::get<DenseSpec>(layer).inner;
     limits.max_inner = std::max(limits.max_inner, inner);
     if (!moe) continue;
+    limits.max_expert_inner = std::max(limits.max_expert_inner, moe->expert_inner);
     limits.max_experts = std::max(limits.max_experts, moe->router.num_experts);
     limits.max_top_k = std::max(limits.max_top_k, moe->router.top_k);
   }
