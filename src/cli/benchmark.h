@@ -1,6 +1,6 @@
 #pragma once
-// Benchmark files: a CSV with exactly the columns and units of the reference stack (milliseconds, but seconds in the two lists), and
-// benchmark.json beside it in milliseconds throughout.
+// Benchmark files: a CSV with exactly the columns and units of the reference stack (milliseconds, but seconds in the
+// two lists), and benchmark.json beside it in milliseconds throughout.
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -22,7 +22,8 @@ struct BenchmarkRun {
 
 /// Makes the folder when it is missing. Throws internal naming `file` when it cannot be written.
 void prepare_benchmark(const std::filesystem::path& file);
-/// The extra pass before measuring: two new tokens. FNV-1a over the bits of their logits, so that two machines or builds can be compared.
+/// The extra pass before measuring: two new tokens. FNV-1a over the bits of their logits, so that two machines or
+/// builds can be compared.
 uint64_t warm_up(Engine& engine, const std::vector<int32_t>& prompt);
 
 std::string benchmark_csv(const BenchmarkRun& run);

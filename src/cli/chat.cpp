@@ -39,8 +39,12 @@ class ChatCommand : public Command {
     table.positionals("MODEL", positionals_, 1);
     table.group("Chat");
     table.add("system", &prompt_.system, "system message").placeholder("TEXT");
-    table.add("chat-template", &prompt_.chat_template, "use this chat template instead of the model's").placeholder("TEXT|FILE");
-    table.add("max-output-length", &max_output_length_, "most new tokens of a reply").placeholder("N").range(1, 1 << 30).also("max-new-tokens");
+    table.add("chat-template", &prompt_.chat_template, "use this chat template instead of the model's")
+        .placeholder("TEXT|FILE");
+    table.add("max-output-length", &max_output_length_, "most new tokens of a reply")
+        .placeholder("N")
+        .range(1, 1 << 30)
+        .also("max-new-tokens");
     table.add("max-context", &max_context_, "tokens that a dialogue may have").placeholder("N").range(2, 1 << 30);
     table.add("stop", &stop_, "end a reply before this string; may be repeated").placeholder("TEXT");
     table.add("history", &history_, "file of earlier input lines; empty for none").placeholder("FILE");
@@ -52,13 +56,17 @@ class ChatCommand : public Command {
 
   void complete(OptionTable& table) override {
     take_model(options_, positionals_);
-    if (!positionals_.empty()) throw Error(Error::Kind::bad_input, fmt::format("unexpected argument \"{}\"", positionals_[0]));
-    if (!table.given("history")) table.model_default("history", LineReader::default_history().string(), "XDG state directory");
+    if (!positionals_.empty())
+      throw Error(Error::Kind::bad_input, fmt::format("unexpected argument \"{}\"", positionals_[0]));
+    if (!table.given("history"))
+      table.model_default("history", LineReader::default_history().string(), "XDG state directory");
     if (table.print_config_asked() && options_.model.empty()) return;
     const int model_len = read_spec(options_).max_len;
     table.model_default("max-position-embeddings", fmt::format("{}", model_len), "config.json");
     if (max_context_ > options_.max_position_embeddings && table.given("max-context")) {
-      throw Error(Error::Kind::bad_input, fmt::format("--max-context is {}, more than the model's longest sequence of {} tokens", max_context_, model_len));
+      throw Error(Error::Kind::bad_input,
+                  fmt::format("--max-context is {}, more than the model's longest sequence of {} tokens", max_context_,
+                              model_len));
     }
     if (max_context_ > options_.max_position_embeddings) {
       table.model_default("max-context", fmt::format("{}", options_.max_position_embeddings), "config.json");
@@ -77,14 +85,21 @@ class ChatCommand : public Command {
     options.max_context = max_context_;
     const auto engine = start_engine(model, options, console.log, interrupts);
     if (!table.given("seed")) sampling_.seed = std::random_device{}();
-    Dialogue dialogue({*engine, *tokenizer, *chat}, {.sampling = sampling_, .max_new_tokens = max_output_length_,
-                                                     .eos_ids = eos_ids_of(model, tokenizer.get()), .stop = stop_});
+    Dialogue dialogue({*engine, *tokenizer, *chat}, {.sampling = sampling_,
+                                                     .max_new_tokens = max_output_length_,
+                                                     .eos_ids = eos_ids_of(model, tokenizer.get()),
+                                                     .stop = stop_});
     dialogue.set_system(prompt_.system);
     return converse({dialogue, *engine, interrupts, console});
   }
 
  private:
-  struct Session { Dialogue& dialogue; const Engine& engine; Interrupts& interrupts; Console& console; };
+  struct Session {
+    Dialogue& dialogue;
+    const Engine& engine;
+    Interrupts& interrupts;
+    Console& console;
+  };
 
   /// As in transformers, the file's sampling values hold only when it says that sampling is on.
   void take_generation_defaults(OptionTable& table) {
@@ -98,7 +113,8 @@ class ChatCommand : public Command {
     if (d.repetition_penalty) table.model_default("repetition-penalty", fmt::format("{}", *d.repetition_penalty), file);
   }
 
-  /// Until the end of input. On a terminal errors are shown and the conversation goes on; from a pipe they decide the exit code.
+  /// Until the end of input. On a terminal errors are shown and the conversation goes on; from a pipe they decide the
+  /// exit code.
   int converse(Session session) {
     LineReader reader(history_);
     if (reader.interactive()) session.console.log.info("/help lists the commands");
@@ -117,8 +133,10 @@ class ChatCommand : public Command {
       try {
         require_utf8(line, "input");
         if (line == "/exit" || line == "/quit") return code;
-        if (line.front() == '/') obey(session, line);
-        else show(session, [&](const auto& on_text) { return session.dialogue.say(line, session.interrupts, on_text); });
+        if (line.front() == '/')
+          obey(session, line);
+        else
+          show(session, [&](const auto& on_text) { return session.dialogue.say(line, session.interrupts, on_text); });
       } catch (const Error& e) {
         session.console.log.error(e.what());
         if (!reader.interactive()) code = exit_code(e.kind);
@@ -136,20 +154,25 @@ class ChatCommand : public Command {
     };
     if (name == "/help") return say(session, kHelp);
     if (name == "/clear") return session.dialogue.clear();
-    if (name == "/regen") return show(session, [&](const auto& on_text) { return session.dialogue.again(session.interrupts, on_text); });
+    if (name == "/regen")
+      return show(session, [&](const auto& on_text) { return session.dialogue.again(session.interrupts, on_text); });
     if (name == "/system") return session.dialogue.set_system(argument);
     if (name == "/stats") return say(session, stats(session.engine) + "\n");
     if (name == "/save") {
       need_file();
       require_writable(argument, "/save");
-      return write_file(argument, session.dialogue.messages().dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+      return write_file(
+          argument,
+          session.dialogue.messages().dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     }
     if (name == "/load") {
       need_file();
       return session.dialogue.load(parse_json(read_input(argument, "/load"), argument));
     }
-    const std::string near = closest(name, {"/help", "/exit", "/clear", "/regen", "/system", "/save", "/load", "/stats"});
-    throw Error(Error::Kind::bad_input, fmt::format("unknown command {}{}; /help lists them", name, near.empty() ? "" : fmt::format("; did you mean {}?", near)));
+    const std::string near =
+        closest(name, {"/help", "/exit", "/clear", "/regen", "/system", "/save", "/load", "/stats"});
+    throw Error(Error::Kind::bad_input, fmt::format("unknown command {}{}; /help lists them", name,
+                                                    near.empty() ? "" : fmt::format("; did you mean {}?", near)));
   }
 
   static void say(Session& session, std::string_view text) {
@@ -160,13 +183,17 @@ class ChatCommand : public Command {
   template <class Speak>
   void show(Session& session, const Speak& speak) {
     const bool interactive = session.console.out.is_terminal();
-    last_ = speak([&](std::string_view piece) { say(session, piece); });
+    last_ = speak([&](std::string_view piece) {
+      session.console.out.model_text(piece);
+      session.console.out.flush();
+    });
     say(session, "\n");
     if (last_->finish_reason == "cancelled") {
       session.interrupts.clear();
       session.console.log.info("stopped; the reply so far is kept");
     } else if (last_->finish_reason == "length" && interactive) {
-      session.console.log.info(fmt::format("the reply reached {} tokens; --max-output-length allows more", last_->output_ids.size()));
+      session.console.log.info(
+          fmt::format("the reply reached {} tokens; --max-output-length allows more", last_->output_ids.size()));
     }
   }
 
@@ -174,10 +201,12 @@ class ChatCommand : public Command {
     if (!last_) return "no reply yet";
     const AnswerFigures f = figures_of(*last_, engine);
     const RequestStats& s = last_->stats;
-    return fmt::format("{} tokens in the dialogue, {} of them from the cache; {:.1f} tokens/s prefill; {} new tokens, {:.1f} tokens/s decode; "
-                       "{:.2f} GB/s of weights read; context {}",
-                       s.prompt_tokens + s.new_tokens, s.cached_tokens, f.prefill_tokens_per_s, s.new_tokens, f.decode_tokens_per_s, f.weight_gb_per_s,
-                       engine.options().max_context);
+    return fmt::format(
+        "{} tokens in the dialogue, {} of them from the cache; {:.1f} tokens/s prefill; {} new tokens, {:.1f} tokens/s "
+        "decode; "
+        "{:.2f} GB/s of weights read; context {}",
+        s.prompt_tokens + s.new_tokens, s.cached_tokens, f.prefill_tokens_per_s, s.new_tokens, f.decode_tokens_per_s,
+        f.weight_gb_per_s, engine.options().max_context);
   }
 
   std::vector<std::string> positionals_, stop_;

@@ -1,6 +1,7 @@
 #pragma once
-// What every subcommand is: it declares its options, fills in defaults that come from the model, and does its work. Results go to
-// `Console::out` (standard output), everything else to `Console::log` (standard error). Errors are thrown; main turns them into exit codes.
+// What every subcommand is: it declares its options, fills in defaults that come from the model, and does its work.
+// Results go to `Console::out` (standard output), everything else to `Console::log` (standard error). Errors are
+// thrown; main turns them into exit codes.
 #include <memory>
 #include <span>
 #include <string>
@@ -36,7 +37,9 @@ struct CommandEntry {
 std::span<const CommandEntry> commands();
 
 /// The table of one command with the options that every command has (--log-level, --log-file).
-struct CommonOptions { std::string log_level = "info", log_file; };
+struct CommonOptions {
+  std::string log_level = "info", log_file;
+};
 OptionTable make_table(const CommandEntry& entry, Command& command, CommonOptions& common);
 
 std::unique_ptr<Command> make_run();

@@ -1,6 +1,6 @@
 #pragma once
-// A conversation with one model: messages in, streamed replies out. Every turn renders the whole dialogue; the engine's session keeps what
-// was computed before. Owns the messages; engine, tokenizer and template belong to the caller.
+// A conversation with one model: messages in, streamed replies out. Every turn renders the whole dialogue; the engine's
+// session keeps what was computed before. Owns the messages; engine, tokenizer and template belong to the caller.
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -17,7 +17,11 @@ namespace conclave {
 
 class Dialogue {
  public:
-  struct Model { Engine& engine; const Tokenizer& tokenizer; const ChatTemplate& chat; };
+  struct Model {
+    Engine& engine;
+    const Tokenizer& tokenizer;
+    const ChatTemplate& chat;
+  };
   struct Settings {
     Sampling sampling;
     int max_new_tokens = 512;
@@ -28,8 +32,8 @@ class Dialogue {
 
   Dialogue(Model model, Settings settings) : model_(model), settings_(std::move(settings)) {}
 
-  /// Adds a user message and generates the reply, which becomes part of the dialogue even when interrupted. On an error (template, too
-  /// long for the context) the message is taken back and the error thrown.
+  /// Adds a user message and generates the reply, which becomes part of the dialogue even when interrupted. On an error
+  /// (template, too long for the context) the message is taken back and the error thrown.
   Answer say(const std::string& text, const Interrupts& interrupts, const OnText& on_text);
   /// Generates the last reply anew with another seed. Throws bad_input when there is none.
   Answer again(const Interrupts& interrupts, const OnText& on_text);

@@ -11,11 +11,15 @@ class DocsCommand : public Command {
   int execute(const OptionTable&, Console& console) override {
     console.out.write(
         "# Options\n\nWritten by `conclave docs`; a test checks that this page is current.\n\n"
-        "Every option is a flag, a `CONCLAVE_*` variable and a key of the TOML file given by `--config` (`--block-size`, `CONCLAVE_BLOCK_SIZE`,\n"
-        "`block_size`, at the top of the file or in a table named after the command). A flag beats a `CONCLAVE_*` variable, which beats a variable\n"
-        "of the reference stack, which beats the file, which beats the model's own default, which beats the built-in one. `--print-config` shows\n"
+        "Every option is a flag, a `CONCLAVE_*` variable and a key of the TOML file given by `--config` "
+        "(`--block-size`, `CONCLAVE_BLOCK_SIZE`,\n"
+        "`block_size`, at the top of the file or in a table named after the command). A flag beats a `CONCLAVE_*` "
+        "variable, which beats a variable\n"
+        "of the reference stack, which beats the file, which beats the model's own default, which beats the built-in "
+        "one. `--print-config` shows\n"
         "every value and where it came from.\n\n"
-        "Exit codes: 0 success, 1 other failures (also an interruption), 2 wrong usage or input, 3 a model that cannot be used, 4 not enough memory,\n"
+        "Exit codes: 0 success, 1 other failures (also an interruption), 2 wrong usage or input, 3 a model that cannot "
+        "be used, 4 not enough memory,\n"
         "5 device, 6 network or peer rank, 7 below a threshold that was asked for.\n");
     for (const CommandEntry& entry : commands()) {
       if (entry.hidden) continue;

@@ -19,7 +19,11 @@ namespace {
 using Entry = SafetensorsWriter::Entry;
 
 /// Rows of one activation, gathered over the chunks of a prompt.
-struct Gathered { DType dtype; std::vector<int64_t> shape; std::vector<std::byte> bytes; };
+struct Gathered {
+  DType dtype;
+  std::vector<int64_t> shape;
+  std::vector<std::byte> bytes;
+};
 
 class Taps {
  public:
@@ -29,7 +33,8 @@ class Taps {
     if (g.shape.empty()) g = {value.dtype, {0, value.dim[1]}, {}};
     g.shape[0] += value.dim[0];
     for (int64_t row = 0; row < value.dim[0]; ++row) {
-      const std::byte* data = static_cast<const std::byte*>(value.data) + static_cast<size_t>(row * value.stride[0]) * size_of(value.dtype);
+      const std::byte* data =
+          static_cast<const std::byte*>(value.data) + static_cast<size_t>(row * value.stride[0]) * size_of(value.dtype);
       g.bytes.insert(g.bytes.end(), data, data + row_bytes);
     }
   }
@@ -52,23 +57,30 @@ class DumpCommand : public Command {
     table.positionals("MODEL", positionals_, 1);
     table.group("Dump");
     table.add("prompt-ids", &prompt_ids_, "the prompt as token ids").placeholder("\"1,2,3\"");
-    table.add("max-new-tokens", &max_new_tokens_, "greedy tokens to generate").placeholder("N").range(0, 1 << 30).also("max-output-length");
+    table.add("max-new-tokens", &max_new_tokens_, "greedy tokens to generate")
+        .placeholder("N")
+        .range(0, 1 << 30)
+        .also("max-output-length");
     table.add("out", &out_, "file to write").placeholder("FILE.safetensors");
     table.add("taps", &taps_, "also final_norm and per layer attn, ffn, router_logits, experts, weights");
     declare_model_options(table, options_, "exact");
-    table.example("conclave dump models/demo-mixtral --prompt-ids \"1,2,3\" --max-new-tokens 4 --out dump.safetensors --taps");
+    table.example(
+        "conclave dump models/demo-mixtral --prompt-ids \"1,2,3\" --max-new-tokens 4 --out dump.safetensors --taps");
   }
 
   void complete(OptionTable& table) override {
     take_model(options_, positionals_);
-    if (!positionals_.empty()) throw Error(Error::Kind::bad_input, fmt::format("unexpected argument \"{}\"", positionals_[0]));
+    if (!positionals_.empty())
+      throw Error(Error::Kind::bad_input, fmt::format("unexpected argument \"{}\"", positionals_[0]));
     if (table.print_config_asked() && options_.model.empty()) return;
     table.model_default("max-position-embeddings", fmt::format("{}", read_spec(options_).max_len), "config.json");
   }
 
   int execute(const OptionTable&, Console& console) override {
     const auto lists = parse_id_lists(prompt_ids_, "--prompt-ids");
-    if (lists.size() != 1) throw Error(Error::Kind::bad_input, fmt::format("--prompt-ids holds {} prompts, wanted one: \"1,2,3\"", lists.size()));
+    if (lists.size() != 1)
+      throw Error(Error::Kind::bad_input,
+                  fmt::format("--prompt-ids holds {} prompts, wanted one: \"1,2,3\"", lists.size()));
     if (out_.empty()) throw Error(Error::Kind::bad_input, "no --out FILE given");
     require_writable(out_, "--out");
     explain_reference_variables(console.log);
@@ -88,15 +100,18 @@ class DumpCommand : public Command {
  private:
   void check_length(size_t prompt, const ModelSpec& spec) const {
     if (prompt + static_cast<size_t>(max_new_tokens_) <= static_cast<size_t>(options_.max_position_embeddings)) return;
-    throw Error(Error::Kind::bad_input, fmt::format("{} prompt tokens and {} new ones exceed the longest sequence of {} tokens (config.json: {})",
-                                                    prompt, max_new_tokens_, options_.max_position_embeddings, spec.max_len));
+    throw Error(
+        Error::Kind::bad_input,
+        fmt::format("{} prompt tokens and {} new ones exceed the longest sequence of {} tokens (config.json: {})",
+                    prompt, max_new_tokens_, options_.max_position_embeddings, spec.max_len));
   }
 
   void write(const Taps& taps, const Engine::Trace& trace, int64_t vocab, int64_t prompt) const {
     std::map<std::string, Gathered> all = taps.tensors();
     const auto count = static_cast<int64_t>(trace.greedy_tokens.size());
     all["logits"] = gathered(DType::f32, {prompt, vocab}, trace.logits);
-    all["greedy.tokens"] = gathered(DType::i64, {count}, std::vector<int64_t>(trace.greedy_tokens.begin(), trace.greedy_tokens.end()));
+    all["greedy.tokens"] =
+        gathered(DType::i64, {count}, std::vector<int64_t>(trace.greedy_tokens.begin(), trace.greedy_tokens.end()));
     all["greedy.logits"] = gathered(DType::f32, {count, vocab}, trace.greedy_logits);
     std::vector<Entry> entries;
     for (const auto& [name, g] : all) entries.push_back({name, g.dtype, g.shape});

@@ -8,9 +8,11 @@
 
 namespace conclave {
 
-std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, const Log& log, const Interrupts& interrupts) {
+std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, const Log& log,
+                                     const Interrupts& interrupts) {
   if (options.arithmetic && *options.arithmetic != model.spec.dtype) {
-    log.info(fmt::format("weights are held in {} instead of the file's {}", name_of(*options.arithmetic), name_of(model.spec.dtype)));
+    log.info(fmt::format("weights are held in {} instead of the file's {}", name_of(*options.arithmetic),
+                         name_of(model.spec.dtype)));
   }
   std::unique_ptr<Engine> engine;
   {

@@ -10,6 +10,7 @@
 namespace conclave {
 
 /// Throws what Engine throws, and cancelled when interrupted while loading.
-std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, const Log& log, const Interrupts& interrupts);
+std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, const Log& log,
+                                     const Interrupts& interrupts);
 
 }  // namespace conclave

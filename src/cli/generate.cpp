@@ -14,7 +14,8 @@ struct Generator::Live {
   std::optional<StreamDecoder> decoder;
 };
 
-Generator::Generator(Engine& engine, const Tokenizer* tokenizer, std::vector<std::string> stop, const Interrupts& interrupts)
+Generator::Generator(Engine& engine, const Tokenizer* tokenizer, std::vector<std::string> stop,
+                     const Interrupts& interrupts)
     : engine_(engine), tokenizer_(tokenizer), stop_(std::move(stop)), interrupts_(interrupts) {}
 
 void Generator::emit(Live& live, const std::string& piece) {

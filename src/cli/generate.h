@@ -1,5 +1,6 @@
 #pragma once
-// Drives the engine over a list of requests and turns ids into text as they come: stop strings, step times, interruption.
+// Drives the engine over a list of requests and turns ids into text as they come: stop strings, step times,
+// interruption.
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -22,7 +23,9 @@ struct Answer {
 };
 
 /// Seconds of every step. A step that gives some request its first token, or none a token, counts as prefill.
-struct StepTimes { std::vector<double> prefill, decode; };
+struct StepTimes {
+  std::vector<double> prefill, decode;
+};
 
 class Generator {
  public:

@@ -32,23 +32,32 @@ class InspectCommand : public Command {
     table.positionals("MODEL", positionals_, 1);
     table.group("Inspection");
     table.add("tensors", &options_.tensors, "list every tensor with shape, type and file");
-    table.add("world", &options_.world, "with --tensors: the slices of this many tensor-parallel ranks").placeholder("N").range(1, 4096);
-    table.add("context", &options_.context, "tokens for the memory estimate; 0 is the model's longest sequence").placeholder("N").range(0, 1 << 30);
+    table.add("world", &options_.world, "with --tensors: the slices of this many tensor-parallel ranks")
+        .placeholder("N")
+        .range(1, 4096);
+    table.add("context", &options_.context, "tokens for the memory estimate; 0 is the model's longest sequence")
+        .placeholder("N")
+        .range(0, 1 << 30);
     table.add("json", &json_, "print JSON");
     table.example("conclave inspect models/demo-mixtral --context 4096");
     table.example("conclave inspect deepseek-v3 --tensors --world 8");
   }
 
   int execute(const OptionTable&, Console& console) override {
-    if (positionals_.empty()) throw Error(Error::Kind::bad_input, "no model given; usage: conclave inspect MODEL, a folder, a config.json or a published shape");
+    if (positionals_.empty())
+      throw Error(Error::Kind::bad_input,
+                  "no model given; usage: conclave inspect MODEL, a folder, a config.json or a published shape");
     const std::string& model = positionals_[0];
     const ModelSpec spec = parse_spec(read_shape(model), config_name(model));
     std::unique_ptr<Checkpoint> checkpoint;
     if (fs::is_directory(model) && has_weights(model)) checkpoint = std::make_unique<Checkpoint>(model);
-    if (!checkpoint) console.log.info(fmt::format("{} has no weight files: types follow from its configuration", model));
+    if (!checkpoint)
+      console.log.info(fmt::format("{} has no weight files: types follow from its configuration", model));
     const Inspection inspection = inspect_model(spec, checkpoint.get(), options_);
-    if (json_) console.out.line(to_json(inspection).dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
-    else console.out.write(to_text(inspection));
+    if (json_)
+      console.out.line(to_json(inspection).dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    else
+      console.out.write(to_text(inspection));
     return 0;
   }
 

@@ -1,5 +1,6 @@
 #pragma once
-// Lines from the user: with editing and a history file on a terminal, plain lines from a pipe. Hides the editing library.
+// Lines from the user: with editing and a history file on a terminal, plain lines from a pipe. Hides the editing
+// library.
 #include <filesystem>
 #include <string>
 

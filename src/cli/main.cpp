@@ -31,7 +31,9 @@ std::span<const CommandEntry> commands() {
 
 OptionTable make_table(const CommandEntry& entry, Command& command, CommonOptions& common) {
   OptionTable table{std::string(entry.name), std::string(entry.summary)};
-  table.add("log-level", &common.log_level, "messages to show").choices(Log::levels()).reference("MINDIE_LOG_LEVEL", reference_log_level);
+  table.add("log-level", &common.log_level, "messages to show")
+      .choices(Log::levels())
+      .reference("MINDIE_LOG_LEVEL", reference_log_level);
   table.add("log-file", &common.log_file, "also write messages to this file").placeholder("FILE");
   command.declare(table);
   return table;
@@ -51,17 +53,22 @@ OptionSources sources_for(const CommandEntry& self, std::vector<std::string> arg
     if (entry.name == self.name) continue;
     CommonOptions common;
     const auto command = entry.make();
-    for (std::string& name : make_table(entry, *command, common).names()) sources.other_options.push_back(std::move(name));
+    for (std::string& name : make_table(entry, *command, common).names())
+      sources.other_options.push_back(std::move(name));
   }
   return sources;
 }
 
 std::string general_help() {
-  std::string text = "Conclave runs mixture-of-experts language models from Hugging Face folders.\n\nusage: conclave COMMAND [options]\n\ncommands:\n";
+  std::string text =
+      "Conclave runs mixture-of-experts language models from Hugging Face folders.\n\nusage: conclave COMMAND "
+      "[options]\n\ncommands:\n";
   for (const CommandEntry& entry : commands()) {
     if (!entry.hidden) text += fmt::format("  {:<12}{}\n", entry.name, entry.summary);
   }
-  return text + "\n`conclave COMMAND --help` explains a command.\n\nexample:\n  conclave run models/demo-mixtral \"Who has the ball?\"\n";
+  return text +
+         "\n`conclave COMMAND --help` explains a command.\n\nexample:\n  conclave run models/demo-mixtral \"Who has "
+         "the ball?\"\n";
 }
 
 int run_command(const CommandEntry& entry, std::vector<std::string> arguments, Output& out) {
@@ -85,9 +92,7 @@ int run_command(const CommandEntry& entry, std::vector<std::string> arguments, O
 }
 
 int dispatch(std::vector<std::string> arguments, Output& out) {
-  if (arguments.empty()) {
-    throw Error(Error::Kind::bad_input, "no command given; `conclave --help` lists them");
-  }
+  if (arguments.empty()) { throw Error(Error::Kind::bad_input, "no command given; `conclave --help` lists them"); }
   const std::string name = arguments.front();
   arguments.erase(arguments.begin());
   if (name == "--help" || name == "-h" || name == "help") {
@@ -133,11 +138,7 @@ int main(int argc, char** argv) {
     const int code = dispatch({argv + std::min(argc, 1), argv + argc}, out);
     out.flush();
     return code;
-  } catch (const Error& e) {
-    return report(out, e.what(), exit_code(e.kind));
-  } catch (const std::bad_alloc&) {
+  } catch (const Error& e) { return report(out, e.what(), exit_code(e.kind)); } catch (const std::bad_alloc&) {
     return report(out, "out of memory", exit_code(Error::Kind::out_of_memory));
-  } catch (const std::exception& e) {
-    return report(out, e.what(), exit_code(Error::Kind::internal));
-  }
+  } catch (const std::exception& e) { return report(out, e.what(), exit_code(Error::Kind::internal)); }
 }

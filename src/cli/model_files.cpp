@@ -24,7 +24,8 @@ void check_permissions(const fs::path& folder, bool strict, const Log& log) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const fs::perms mode = entry.status(error).permissions();
     if (!entry.is_regular_file(error) || (mode & fs::perms::others_write) == fs::perms::none) continue;
-    const std::string message = fmt::format("{} may be changed by everybody; run chmod o-w on it", entry.path().string());
+    const std::string message =
+        fmt::format("{} may be changed by everybody; run chmod o-w on it", entry.path().string());
     if (strict) throw Error(Error::Kind::bad_model, message);
     log.warning(message);
   }
@@ -42,12 +43,14 @@ bool has_tokenizer_files(const fs::path& folder) {
 }  // namespace
 
 Json read_shape(const std::string& model) {
-  if (model.empty()) throw Error(Error::Kind::bad_input, "no model given; name a model folder as the first argument or with --model");
+  if (model.empty())
+    throw Error(Error::Kind::bad_input, "no model given; name a model folder as the first argument or with --model");
   if (fs::exists(model)) return read_config(model);
   if (is_preset(model)) return preset_config(model);
   std::vector<std::string_view> names;
   for (const Preset& preset : presets()) names.push_back(preset.name);
-  throw Error(Error::Kind::bad_model, fmt::format("{} is neither a folder nor a published shape ({})", model, fmt::join(names, ", ")));
+  throw Error(Error::Kind::bad_model,
+              fmt::format("{} is neither a folder nor a published shape ({})", model, fmt::join(names, ", ")));
 }
 
 std::string config_name(const std::string& model) {
@@ -63,9 +66,12 @@ ModelSpec read_spec(const ModelOptions& options) {
     if (options.format != "auto") describe_format(config, parse_random_format(options.format));
     return parse_spec(config, config_name(model));
   }
-  if (options.layers > 0) throw Error(Error::Kind::bad_input, "--layers needs --random-weights: a stored model runs whole");
+  if (options.layers > 0)
+    throw Error(Error::Kind::bad_input, "--layers needs --random-weights: a stored model runs whole");
   if (is_preset(model) && !fs::exists(model)) {
-    throw Error(Error::Kind::bad_model, fmt::format("{} is a published shape, not a folder; add --random-weights to run it without files", model));
+    throw Error(
+        Error::Kind::bad_model,
+        fmt::format("{} is a published shape, not a folder; add --random-weights to run it without files", model));
   }
   if (model.empty()) read_shape(model);
   return parse_spec(read_config(model), config_name(model));
@@ -78,7 +84,8 @@ ModelFiles open_model(const ModelOptions& options, const Log& log) {
     model.spec = read_spec(options);
     model.random = true;
     model.source = random_source(model.spec, format_of(model.spec), *options.random_weights);
-    if (fs::exists(options.model)) model.folder = fs::is_directory(options.model) ? fs::path(options.model) : fs::path(options.model).parent_path();
+    if (fs::exists(options.model))
+      model.folder = fs::is_directory(options.model) ? fs::path(options.model) : fs::path(options.model).parent_path();
     return model;
   }
   model.spec = read_spec(options);

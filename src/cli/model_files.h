@@ -1,6 +1,6 @@
 #pragma once
-// From the MODEL argument to what commands need: spec, tensors, tokenizer, chat template, generation defaults. MODEL is a folder, or with
-// random weights a folder or file with config.json alone, or the name of a published shape.
+// From the MODEL argument to what commands need: spec, tensors, tokenizer, chat template, generation defaults. MODEL is
+// a folder, or with random weights a folder or file with config.json alone, or the name of a published shape.
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>

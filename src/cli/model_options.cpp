@@ -17,37 +17,75 @@ std::optional<DType> dtype_named(const std::string& name) {
   return std::nullopt;
 }
 
+void declare_file_options(OptionTable& table, ModelOptions& o) {
+  table.group("Model");
+  table.add("model", &o.model, "model folder; every positional argument is then something else").placeholder("DIR");
+  table
+      .add("random-weights", &o.random_weights,
+           "random weights for the shape of config.json alone (or of a published shape named as MODEL): for "
+           "layout, memory and speed; the output means nothing")
+      .placeholder("SEED")
+      .implicit("0");
+  table.add("format", &o.format, "format of random weights; auto is the dtype of config.json")
+      .choices({"auto", "bf16", "f16", "f32", "fp8", "int8", "w8a8"});
+  table.add("layers", &o.layers, "with random weights: only this many layers; 0 is all")
+      .placeholder("N")
+      .range(0, 10000);
+  table.add("verify", &o.verify, "fast: structure of the files; full: also every value (NaN and infinity are refused)")
+      .choices({"fast", "full"})
+      .implicit("full");
+  table.add("max-position-embeddings", &o.max_position_embeddings, "longest sequence; 0 is the model's own limit")
+      .placeholder("N")
+      .range(0, 1 << 30);
+  table.add("trust-remote-code", &o.trust_remote_code, "accepted for compatibility; no remote code is ever run");
+  table.add("strict-permissions", &o.strict_permissions, "refuse model files that everybody may change");
+}
+
+void declare_computation_options(OptionTable& table, ModelOptions& o) {
+  table.group("Computation");
+  table.add("backend", &o.backend, "cpu: optimised kernels; reference: the plainest correct code")
+      .choices({"cpu", "reference"});
+  table
+      .add("isa", &o.isa,
+           "force an instruction set of the cpu backend (scalar, avx2, avx512, ...); empty is the best one")
+      .placeholder("NAME");
+  table.add("threads", &o.threads, "worker threads; 0 is one per available processor")
+      .placeholder("N")
+      .range(0, 4096)
+      .reference("CPU_BINDING_NUM");
+  table.add("bind", &o.bind, "pin threads to processors")
+      .choices({"on", "off"})
+      .reference("BIND_CPU", reference_switch);
+  table
+      .add("precision", &o.precision,
+           "exact: 32-bit arithmetic from the stored weights with a 32-bit cache; fast: the cache, and where it "
+           "helps activations, in the model's dtype")
+      .choices({"exact", "fast"});
+  table.add("dtype", &o.dtype, "type that floating weights are held in; auto is the file's")
+      .choices({"auto", "f32", "bf16", "f16"});
+  table.add("kv", &o.kv, "cache layout").choices({"paged", "contiguous"});
+  table.add("kv-dtype", &o.kv_dtype, "cache type; auto follows --precision").choices({"auto", "f32", "bf16", "f16"});
+  table.add("block-size", &o.block_size, "positions per block of the paged cache").placeholder("N").range(1, 576);
+  table.add("step-tokens", &o.step_tokens, "most prompt tokens computed in one step; results do not depend on it")
+      .placeholder("N")
+      .range(1, 1 << 20);
+  table.add("reserve-memory", &o.reserve_memory, "GiB of memory to leave free")
+      .placeholder("GIB")
+      .range(0, 1 << 20)
+      .reference("RESERVED_MEMORY_GB");
+  table.add("memory-fraction", &o.memory_fraction, "share of the available memory that may be used")
+      .placeholder("X")
+      .range(0.01, 1)
+      .reference("NPU_MEMORY_FRACTION");
+  table.add("deterministic", &o.deterministic, "always on: results do not depend on threads, batch or chunks");
+}
+
 }  // namespace
 
 void declare_model_options(OptionTable& table, ModelOptions& o, std::string precision) {
   o.precision = std::move(precision);
-  table.group("Model");
-  table.add("model", &o.model, "model folder; every positional argument is then something else").placeholder("DIR");
-  table.add("random-weights", &o.random_weights, "random weights for the shape of config.json alone (or of a published shape named as MODEL): for "
-            "layout, memory and speed; the output means nothing").placeholder("SEED").implicit("0");
-  table.add("format", &o.format, "format of random weights; auto is the dtype of config.json").choices({"auto", "bf16", "f16", "f32", "fp8", "int8", "w8a8"});
-  table.add("layers", &o.layers, "with random weights: only this many layers; 0 is all").placeholder("N").range(0, 10000);
-  table.add("verify", &o.verify, "fast: structure of the files; full: also every value (NaN and infinity are refused)")
-      .choices({"fast", "full"}).implicit("full");
-  table.add("max-position-embeddings", &o.max_position_embeddings, "longest sequence; 0 is the model's own limit").placeholder("N").range(0, 1 << 30);
-  table.add("trust-remote-code", &o.trust_remote_code, "accepted for compatibility; no remote code is ever run");
-  table.add("strict-permissions", &o.strict_permissions, "refuse model files that everybody may change");
-  table.group("Computation");
-  table.add("backend", &o.backend, "cpu: optimised kernels; reference: the plainest correct code").choices({"cpu", "reference"});
-  table.add("isa", &o.isa, "force an instruction set of the cpu backend (scalar, avx2, avx512, ...); empty is the best one").placeholder("NAME");
-  table.add("threads", &o.threads, "worker threads; 0 is one per available processor").placeholder("N").range(0, 4096).reference("CPU_BINDING_NUM");
-  table.add("bind", &o.bind, "pin threads to processors").choices({"on", "off"}).reference("BIND_CPU", reference_switch);
-  table.add("precision", &o.precision, "exact: 32-bit arithmetic from the stored weights with a 32-bit cache; fast: the cache, and where it "
-            "helps activations, in the model's dtype").choices({"exact", "fast"});
-  table.add("dtype", &o.dtype, "type that floating weights are held in; auto is the file's").choices({"auto", "f32", "bf16", "f16"});
-  table.add("kv", &o.kv, "cache layout").choices({"paged", "contiguous"});
-  table.add("kv-dtype", &o.kv_dtype, "cache type; auto follows --precision").choices({"auto", "f32", "bf16", "f16"});
-  table.add("block-size", &o.block_size, "positions per block of the paged cache").placeholder("N").range(1, 576);
-  table.add("step-tokens", &o.step_tokens, "most prompt tokens computed in one step; results do not depend on it").placeholder("N").range(1, 1 << 20);
-  table.add("reserve-memory", &o.reserve_memory, "GiB of memory to leave free").placeholder("GIB").range(0, 1 << 20).reference("RESERVED_MEMORY_GB");
-  table.add("memory-fraction", &o.memory_fraction, "share of the available memory that may be used").placeholder("X").range(0.01, 1)
-      .reference("NPU_MEMORY_FRACTION");
-  table.add("deterministic", &o.deterministic, "always on: results do not depend on threads, batch or chunks");
+  declare_file_options(table, o);
+  declare_computation_options(table, o);
 }
 
 void declare_parallel_options(OptionTable& table, ParallelOptions& o) {
@@ -66,11 +104,13 @@ void declare_parallel_options(OptionTable& table, ParallelOptions& o) {
 }
 
 void require_one_rank(const ParallelOptions& o) {
-  const std::pair<const char*, int> given[] = {{"tp", o.tp},         {"dp", o.dp},         {"pp", o.pp}, {"sp", o.sp}, {"cp", o.cp},
-                                               {"moe-tp", o.moe_tp}, {"moe-ep", o.moe_ep}, {"microbatch", o.microbatch}};
+  const std::pair<const char*, int> given[] = {
+      {"tp", o.tp}, {"dp", o.dp},         {"pp", o.pp},         {"sp", o.sp},
+      {"cp", o.cp}, {"moe-tp", o.moe_tp}, {"moe-ep", o.moe_ep}, {"microbatch", o.microbatch}};
   for (const auto& [name, value] : given) {
     if (value != 1 && value != -1) {
-      throw Error(Error::Kind::bad_input, fmt::format("--{} is {}, but this build runs one rank; leave it out or give 1", name, value));
+      throw Error(Error::Kind::bad_input,
+                  fmt::format("--{} is {}, but this build runs one rank; leave it out or give 1", name, value));
     }
   }
 }

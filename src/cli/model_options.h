@@ -12,7 +12,8 @@ namespace conclave {
 
 struct ModelOptions {
   std::string model;  ///< folder, or the name of a published shape with random weights
-  std::string backend = "cpu", isa, precision = "fast", dtype = "auto", kv = "paged", kv_dtype = "auto", bind = "on", verify = "fast";
+  std::string backend = "cpu", isa, precision = "fast", dtype = "auto", kv = "paged", kv_dtype = "auto", bind = "on",
+              verify = "fast";
   int threads = 0, block_size = 128, layers = 0, max_position_embeddings = 0, step_tokens = 512;
   std::optional<uint64_t> random_weights;
   std::string format = "auto";
@@ -24,7 +25,9 @@ struct ModelOptions {
 void declare_model_options(OptionTable& table, ModelOptions& options, std::string precision = "fast");
 
 /// Numbers of ranks: this build runs one.
-struct ParallelOptions { int tp = -1, dp = -1, pp = -1, sp = -1, cp = -1, moe_tp = -1, moe_ep = -1, microbatch = -1; };
+struct ParallelOptions {
+  int tp = -1, dp = -1, pp = -1, sp = -1, cp = -1, moe_tp = -1, moe_ep = -1, microbatch = -1;
+};
 void declare_parallel_options(OptionTable& table, ParallelOptions& options);
 /// Throws bad_input naming option and value when more than one rank is asked for.
 void require_one_rank(const ParallelOptions& options);

@@ -1,6 +1,6 @@
 #pragma once
-// Standard output, and checks of outputs and texts. A result that cannot be written is an error, never silence: a full disk or a closed
-// pipe throws.
+// Standard output, and checks of outputs and texts. A result that cannot be written is an error, never silence: a full
+// disk or a closed pipe throws.
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -14,6 +14,8 @@ class Output {
   /// Throws internal when standard output is closed or full.
   void write(std::string_view text);
   void line(std::string_view text);
+  /// Text from a model: a terminal gets no control characters but line ends and tabs, everything else gets it as it is.
+  void model_text(std::string_view text);
   void flush();
   bool is_terminal() const;
 

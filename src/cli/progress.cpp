@@ -8,7 +8,8 @@
 
 namespace conclave {
 namespace {
-constexpr auto kQuiet = std::chrono::milliseconds(300), kBarInterval = std::chrono::milliseconds(100), kLineInterval = std::chrono::milliseconds(2000);
+constexpr auto kQuiet = std::chrono::milliseconds(300), kBarInterval = std::chrono::milliseconds(100),
+               kLineInterval = std::chrono::milliseconds(2000);
 constexpr size_t kBarWidth = 30;
 }  // namespace
 
@@ -23,8 +24,8 @@ void Progress::update(size_t done, size_t total) {
   const auto now = Clock::now();
   if (now < next_ || total == 0 || !log_.shows_info()) return;
   const double share = std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
-  const std::string text = fmt::format("{} {:3.0f} % ({:.2f} of {:.2f} GB)", label_, share * 100, static_cast<double>(done) / 1e9,
-                                       static_cast<double>(total) / 1e9);
+  const std::string text = fmt::format("{} {:3.0f} % ({:.2f} of {:.2f} GB)", label_, share * 100,
+                                       static_cast<double>(done) / 1e9, static_cast<double>(total) / 1e9);
   next_ = now + (terminal_ ? kBarInterval : kLineInterval);
   if (!terminal_) return log_.info(text);
   const auto filled = static_cast<size_t>(share * kBarWidth);

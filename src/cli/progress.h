@@ -1,5 +1,6 @@
 #pragma once
-// Progress of long work on standard error: a bar on a terminal, plain lines elsewhere, nothing for work of less than a moment.
+// Progress of long work on standard error: a bar on a terminal, plain lines elsewhere, nothing for work of less than a
+// moment.
 #include <chrono>
 #include <cstddef>
 #include <string>

@@ -37,7 +37,9 @@ std::vector<std::string> texts_of(const PromptOptions& options, const std::vecto
 
 /// Checks a dialogue of --chat-file and puts --system before it.
 Json messages_of(const Json& line, const std::string& where, const std::string& system) {
-  if (!line.is_array() || line.empty()) refuse(fmt::format("{}: found {}, wanted a list of {{\"role\", \"content\"}}", where, line.is_array() ? "an empty list" : line.type_name()));
+  if (!line.is_array() || line.empty())
+    refuse(fmt::format("{}: found {}, wanted a list of {{\"role\", \"content\"}}", where,
+                       line.is_array() ? "an empty list" : line.type_name()));
   Json messages = Json::array();
   if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
   for (const Json& message : line) {
@@ -53,8 +55,12 @@ Json messages_of(const Json& line, const std::string& where, const std::string& 
 }
 
 std::vector<int32_t> encode_dialogue(const ChatTemplate& chat, const Json& messages, const Tokenizer& tokenizer) {
-  return tokenizer.encode(chat.render({.messages = messages, .add_generation_prompt = true, .tools = nullptr, .documents = nullptr,
-                                       .extra = nullptr, .now = ""}));
+  return tokenizer.encode(chat.render({.messages = messages,
+                                       .add_generation_prompt = true,
+                                       .tools = nullptr,
+                                       .documents = nullptr,
+                                       .extra = nullptr,
+                                       .now = ""}));
 }
 
 /// Stand-in ids for a model without a tokenizer: its weights are random, so any ids do.
@@ -64,10 +70,13 @@ std::vector<int32_t> bytes_as_ids(const std::string& text, int vocab_size) {
   return ids;
 }
 
-void say_what_is_passed_over(const PromptOptions& options, const std::vector<std::string>& positionals, const Log& log) {
+void say_what_is_passed_over(const PromptOptions& options, const std::vector<std::string>& positionals,
+                             const Log& log) {
   const bool texts = !positionals.empty() || !options.prompts.empty() || !options.prompt_files.empty();
-  if (!options.prompt_ids.empty() && (texts || !options.chat_file.empty())) log.warning("--prompt-ids is used; the other prompts are passed over");
-  else if (!options.chat_file.empty() && texts) log.warning("--chat-file is used; the other prompts are passed over");
+  if (!options.prompt_ids.empty() && (texts || !options.chat_file.empty()))
+    log.warning("--prompt-ids is used; the other prompts are passed over");
+  else if (!options.chat_file.empty() && texts)
+    log.warning("--chat-file is used; the other prompts are passed over");
 }
 
 PromptSet from_ids(const PromptOptions& options) {
@@ -81,7 +90,9 @@ PromptSet from_dialogues(const PromptOptions& options, const ChatTemplate& chat,
   for_each_json_line(options.chat_file, [&](const Json& line, const std::string& where) {
     set.ids.push_back(encode_dialogue(chat, messages_of(line, where, options.system), tokenizer));
   });
-  if (set.ids.empty()) refuse(fmt::format("--chat-file: {} has no dialogue; wanted one list of {{\"role\", \"content\"}} per line", options.chat_file));
+  if (set.ids.empty())
+    refuse(fmt::format("--chat-file: {} has no dialogue; wanted one list of {{\"role\", \"content\"}} per line",
+                       options.chat_file));
   return set;
 }
 
@@ -90,40 +101,50 @@ PromptSet from_dialogues(const PromptOptions& options, const ChatTemplate& chat,
 void declare_prompt_options(OptionTable& table, PromptOptions& o) {
   table.group("Prompts");
   table.add("prompt", &o.prompts, "a prompt; may be repeated").placeholder("TEXT");
-  table.add("prompt-file", &o.prompt_files, "a file whose text is a prompt (one line end at its end is dropped; - is standard input); may be repeated")
+  table
+      .add("prompt-file", &o.prompt_files,
+           "a file whose text is a prompt (one line end at its end is dropped; - is standard input); may be repeated")
       .placeholder("FILE");
   table.add("prompt-ids", &o.prompt_ids, "prompts as token ids").placeholder("\"1,2,3 4,5\"");
-  table.add("chat-file", &o.chat_file, "dialogues: every line a list of {\"role\", \"content\"}").placeholder("FILE.jsonl");
+  table.add("chat-file", &o.chat_file, "dialogues: every line a list of {\"role\", \"content\"}")
+      .placeholder("FILE.jsonl");
   table.add("chat", &o.chat, "put prompts into the model's chat template; the default when the model has one");
   table.add("raw", &o.raw, "give prompts to the model as they are");
-  table.add("chat-template", &o.chat_template, "use this chat template instead of the model's").placeholder("TEXT|FILE");
+  table.add("chat-template", &o.chat_template, "use this chat template instead of the model's")
+      .placeholder("TEXT|FILE");
   table.add("system", &o.system, "system message put before chat prompts").placeholder("TEXT");
 }
 
-std::optional<ChatTemplate> choose_template(const PromptOptions& options, const ModelFiles& model, bool required, const Log& log) {
+std::optional<ChatTemplate> choose_template(const PromptOptions& options, const ModelFiles& model, bool required,
+                                            const Log& log) {
   if (options.raw) {
-    for (const auto& [given, name] : {std::pair(options.chat, "--chat"), std::pair(!options.chat_template.empty(), "--chat-template"),
-                                      std::pair(!options.chat_file.empty(), "--chat-file"), std::pair(!options.system.empty(), "--system")}) {
+    for (const auto& [given, name] :
+         {std::pair(options.chat, "--chat"), std::pair(!options.chat_template.empty(), "--chat-template"),
+          std::pair(!options.chat_file.empty(), "--chat-file"), std::pair(!options.system.empty(), "--system")}) {
       if (given) refuse(fmt::format("--raw and {} exclude each other", name));
     }
     return std::nullopt;
   }
   if (!options.chat_template.empty()) {
     const std::string& given = options.chat_template;
-    if (given.size() < 4096 && fs::is_regular_file(given)) return ChatTemplate::from_text(read_input(given, "--chat-template", kMaxPromptBytes), model.folder);
-    if (given.find('{') == std::string::npos) refuse(fmt::format("--chat-template: {} is neither a file nor a template ({{{{ ... }}}})", given));
+    if (given.size() < 4096 && fs::is_regular_file(given))
+      return ChatTemplate::from_text(read_input(given, "--chat-template", kMaxPromptBytes), model.folder);
+    if (given.find('{') == std::string::npos)
+      refuse(fmt::format("--chat-template: {} is neither a file nor a template ({{{{ ... }}}})", given));
     return ChatTemplate::from_text(given, model.folder);
   }
   return open_template(model, required, log);
 }
 
-PromptSet build_prompts(const PromptOptions& options, const std::vector<std::string>& positionals, const ModelFiles& model,
-                        const Tokenizer* tokenizer, const Log& log) {
+PromptSet build_prompts(const PromptOptions& options, const std::vector<std::string>& positionals,
+                        const ModelFiles& model, const Tokenizer* tokenizer, const Log& log) {
   say_what_is_passed_over(options, positionals, log);
   if (!options.prompt_ids.empty()) return from_ids(options);
-  if (!tokenizer && !model.random) refuse("--no-tokenizer needs --prompt-ids: without a tokenizer a text cannot become ids");
+  if (!tokenizer && !model.random)
+    refuse("--no-tokenizer needs --prompt-ids: without a tokenizer a text cannot become ids");
   const bool asked = options.chat || !options.chat_file.empty() || !options.system.empty();
-  if (!tokenizer && (asked || !options.chat_template.empty())) refuse("chat prompts need a tokenizer, and the model has none; give --prompt-ids");
+  if (!tokenizer && (asked || !options.chat_template.empty()))
+    refuse("chat prompts need a tokenizer, and the model has none; give --prompt-ids");
   const auto chat = tokenizer ? choose_template(options, model, asked, log) : std::nullopt;
   if (chat && !options.chat_file.empty()) return from_dialogues(options, *chat, *tokenizer);
   const std::vector<std::string> texts = texts_of(options, positionals);
@@ -137,7 +158,9 @@ PromptSet build_prompts(const PromptOptions& options, const std::vector<std::str
     if (!chat) {
       set.ids.push_back(tokenizer->encode(text, {.add_special_tokens = true, .parse_special = false}));
     } else {
-      set.ids.push_back(encode_dialogue(*chat, messages_of(Json::array({{{"role", "user"}, {"content", text}}}), "prompt", options.system), *tokenizer));
+      set.ids.push_back(encode_dialogue(
+          *chat, messages_of(Json::array({{{"role", "user"}, {"content", text}}}), "prompt", options.system),
+          *tokenizer));
     }
   }
   return set;

@@ -1,5 +1,6 @@
 #pragma once
-// From what the user gave (texts, files, ids, dialogues) to token ids, one list per request. Token ids beat dialogues, dialogues beat texts.
+// From what the user gave (texts, files, ids, dialogues) to token ids, one list per request. Token ids beat dialogues,
+// dialogues beat texts.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -22,12 +23,14 @@ struct PromptSet {
   bool chat = false;  ///< a chat template was used
 };
 
-/// `positionals`: more prompts, before those of --prompt. `tokenizer` is null when the model has none (ids are then required; with random
-/// weights the bytes of a text stand in for ids). Throws bad_input naming option or file and line.
-PromptSet build_prompts(const PromptOptions& options, const std::vector<std::string>& positionals, const ModelFiles& model,
-                        const Tokenizer* tokenizer, const Log& log);
+/// `positionals`: more prompts, before those of --prompt. `tokenizer` is null when the model has none (ids are then
+/// required; with random weights the bytes of a text stand in for ids). Throws bad_input naming option or file and
+/// line.
+PromptSet build_prompts(const PromptOptions& options, const std::vector<std::string>& positionals,
+                        const ModelFiles& model, const Tokenizer* tokenizer, const Log& log);
 
 /// The template that --chat-template, the folder or (when one is required) the family gives; nothing means raw prompts.
-std::optional<ChatTemplate> choose_template(const PromptOptions& options, const ModelFiles& model, bool required, const Log& log);
+std::optional<ChatTemplate> choose_template(const PromptOptions& options, const ModelFiles& model, bool required,
+                                            const Log& log);
 
 }  // namespace conclave

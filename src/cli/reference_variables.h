@@ -1,6 +1,6 @@
 #pragma once
-// Environment variables of the reference stack: translations of those that stand for an option here, and one line of explanation for
-// those that do not apply to this program.
+// Environment variables of the reference stack: translations of those that stand for an option here, and one line of
+// explanation for those that do not apply to this program.
 #include <map>
 #include <optional>
 #include <string>
@@ -16,8 +16,8 @@ std::optional<std::string> reference_switch(const std::string& value, const Vari
 /// MINDIE_LOG_LEVEL: "info", or per component "llm:debug; server:error".
 std::optional<std::string> reference_log_level(const std::string& value, const Variables& all);
 /// An enabling variable whose path stands in another one: "1" -> that path, or `fallback`.
-std::optional<std::string> reference_path(const std::string& value, const Variables& all, const std::string& path_variable,
-                                          const std::string& fallback);
+std::optional<std::string> reference_path(const std::string& value, const Variables& all,
+                                          const std::string& path_variable, const std::string& fallback);
 
 /// One information line per variable that is set and has no effect here.
 void explain_reference_variables(const Log& log);

@@ -12,6 +12,7 @@
 #include "cli/prompts.h"
 #include "cli/reference_variables.h"
 #include "cli/report.h"
+#include "cli/run_options.h"
 #include "cli/sampling_options.h"
 #include "cli/token_ids.h"
 #include "core/error.h"
@@ -22,67 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_input, message); }
-
-/// Features of the reference stack's dialogue tool that no model here has.
-struct RefusedOptions { std::string lora_modules, max_loras, max_lora_rank, adapter, inputs_embeds_dir, kw_args; bool embedding = false; int num_beams = 1; };
-
-struct RunOptions {
-  int max_batch_size = 1, max_prefill_batch_size = 0, max_input_length = 1024, max_output_length = 20, max_prefill_tokens = -1;
-  bool ignore_eos = false, no_tokenizer = false, json = false, compat_output = false;
-  std::vector<std::string> stop;
-  std::optional<std::string> benchmark;
-  std::string dump_ids;
-};
-
-void declare_run_options(OptionTable& table, RunOptions& o) {
-  table.group("Generation");
-  table.add("max-output-length", &o.max_output_length, "most new tokens per request").placeholder("N").range(1, 1 << 30).also("max-new-tokens");
-  table.add("max-input-length", &o.max_input_length, "longest prompt; a longer one is refused, never cut").placeholder("N").range(1, 1 << 30);
-  table.add("max-batch-size", &o.max_batch_size, "requests generated at once; a single prompt is run this many times; several prompts are "
-            "run together unless this is given").placeholder("N").range(1, 1 << 16);
-  table.add("max-prefill-batch-size", &o.max_prefill_batch_size, "with --max-prefill-tokens -1: prompts that this limit is made for; 0 is "
-            "--max-batch-size").placeholder("N").range(0, 1 << 16);
-  table.add("max-prefill-tokens", &o.max_prefill_tokens, "longest prompt that may be computed; -1 is prefill batch x (input + output length)")
-      .placeholder("N").range(-1, 1 << 30);
-  table.add("ignore-eos", &o.ignore_eos, "do not end at the model's end-of-text tokens");
-  table.add("stop", &o.stop, "end the text before this string; may be repeated").placeholder("TEXT");
-  table.add("no-tokenizer", &o.no_tokenizer, "ids in, ids out: no text (needs --prompt-ids)");
-  table.group("Output");
-  table.add("json", &o.json, "one JSON object per request on standard output");
-  table.add("compat-output", &o.compat_output, "token counts summed over requests and a closing line, as in the reference stack");
-  table.add("benchmark", &o.benchmark, "measure every step and write a CSV with the reference stack's columns, and benchmark.json beside it")
-      .placeholder("FILE").implicit(kBenchmarkFile)
-      .reference("ATB_LLM_BENCHMARK_ENABLE", [](const std::string& value, const Variables& all) {
-        return reference_path(value, all, "ATB_LLM_BENCHMARK_FILEPATH", kBenchmarkFile);
-      });
-  table.add("dump-ids", &o.dump_ids, "write input_ids_<i>.txt and output_ids_<i>.txt into this folder").placeholder("DIR")
-      .reference("ATB_LLM_TOKEN_IDS_SAVE_ENABLE", [](const std::string& value, const Variables& all) {
-        return reference_path(value, all, "ATB_LLM_TOKEN_IDS_SAVE_FOLDER", ".");
-      });
-}
-
-void declare_refused_options(OptionTable& table, RefusedOptions& o) {
-  table.group("Not offered (named in the error)");
-  table.add("lora-modules", &o.lora_modules, "LoRA adapters");
-  table.add("max-loras", &o.max_loras, "LoRA adapters");
-  table.add("max-lora-rank", &o.max_lora_rank, "LoRA adapters");
-  table.add("adapter", &o.adapter, "LoRA adapters");
-  table.add("is-embedding-model", &o.embedding, "embedding mode");
-  table.add("inputs-embeds-dir", &o.inputs_embeds_dir, "embeddings as input");
-  table.add("kw-args", &o.kw_args, "further arguments as JSON");
-  table.add("num-beams", &o.num_beams, "beam search; 1 is accepted").placeholder("N").range(1, 1 << 10);
-}
-
-void refuse_options(const OptionTable& table) {
-  for (const char* name : {"lora-modules", "max-loras", "max-lora-rank", "adapter"}) {
-    const std::string value = table.find(name).text();
-    if (table.given(name) && !value.empty() && value != "0") refuse(fmt::format("--{} is {}, but LoRA adapters are not supported; merge them into the weights", name, value));
-  }
-  if (table.given("is-embedding-model") && table.find("is-embedding-model").text() == "true") refuse("--is-embedding-model: none of the supported models is an embedder");
-  if (!table.find("inputs-embeds-dir").text().empty()) refuse("--inputs-embeds-dir: embeddings as input are not supported; give prompts or --prompt-ids");
-  if (!table.find("kw-args").text().empty()) refuse("--kw-args is not offered; every setting has its own option");
-  if (table.find("num-beams").text() != "1") refuse(fmt::format("--num-beams is {}, but beam search is not offered; give 1", table.find("num-beams").text()));
-}
 
 class RunCommand : public Command {
  public:
@@ -96,7 +36,8 @@ class RunCommand : public Command {
     declare_refused_options(table, refused_);
     table.example("conclave run models/demo-mixtral \"Who has the ball?\"");
     table.example("conclave run --model DIR --prompt \"Hello\" --max-output-length 100 --temperature 0.7 --json");
-    table.example("conclave run mixtral-8x7b --random-weights --layers 4 --format w8a8 --prompt-ids \"1,2,3\" --benchmark");
+    table.example(
+        "conclave run mixtral-8x7b --random-weights --layers 4 --format w8a8 --prompt-ids \"1,2,3\" --benchmark");
   }
 
   void complete(OptionTable& table) override {
@@ -115,37 +56,53 @@ class RunCommand : public Command {
     const ModelFiles model = open_model(model_options_, console.log);
     const auto tokenizer = run_.no_tokenizer ? nullptr : open_tokenizer(model);
     if (!tokenizer && !run_.stop.empty()) refuse("--stop needs a tokenizer");
-    for (const std::string& text : run_.stop) if (text.empty()) refuse("--stop is empty; wanted the text to stop at");
+    for (const std::string& text : run_.stop)
+      if (text.empty()) refuse("--stop is empty; wanted the text to stop at");
     const PromptSet prompts = build_prompts(prompt_options_, prompts_, model, tokenizer.get(), console.log);
     const std::vector<Request> requests = make_requests(prompts, model, tokenizer.get());
-    if (!table.given("max-batch-size")) run_.max_batch_size = static_cast<int>(std::min<size_t>(requests.size(), kMostAtOnce));
+    if (!table.given("max-batch-size"))
+      run_.max_batch_size = static_cast<int>(std::min<size_t>(requests.size(), kMostAtOnce));
     check_lengths(prompts, model.spec);
     const auto engine = start_engine(model, batch_options(), console.log, interrupts);
     const uint64_t logits_hash = run_.benchmark ? warm_up(*engine, requests.front().prompt) : 0;
     Generator generator(*engine, tokenizer.get(), run_.stop, interrupts);
-    return report(generator, requests, {*engine, model.random, logits_hash}, console);
+    return report(generator, requests, {*engine, tokenizer == nullptr, model.random, logits_hash}, console);
   }
 
  private:
   static constexpr size_t kMostAtOnce = 64;
-  struct Context { const Engine& engine; bool random; uint64_t logits_hash; };
+  struct Context {
+    const Engine& engine;
+    bool ids_only, random;
+    uint64_t logits_hash;
+  };
 
   /// Input and output must fit the model; only a default gives way silently.
   void fit_lengths(OptionTable& table, int model_len) {
     if (model_options_.max_position_embeddings > model_len) {
-      refuse(fmt::format("--max-position-embeddings is {}, more than the {} of the model's config.json", model_options_.max_position_embeddings, model_len));
+      refuse(fmt::format("--max-position-embeddings is {}, more than the {} of the model's config.json",
+                         model_options_.max_position_embeddings, model_len));
     }
     table.model_default("max-position-embeddings", fmt::format("{}", model_len), "config.json");
     const int limit = model_options_.max_position_embeddings, room = limit - run_.max_output_length;
-    if (room < 1) refuse(fmt::format("--max-output-length is {}, but the model's longest sequence has {} tokens and needs a prompt too", run_.max_output_length, limit));
+    if (room < 1)
+      refuse(fmt::format(
+          "--max-output-length is {}, but the model's longest sequence has {} tokens and needs a prompt too",
+          run_.max_output_length, limit));
     if (run_.max_input_length > room && table.given("max-input-length")) {
-      refuse(fmt::format("--max-input-length {} and --max-output-length {} exceed the model's longest sequence of {} tokens", run_.max_input_length, run_.max_output_length, limit));
+      refuse(fmt::format(
+          "--max-input-length {} and --max-output-length {} exceed the model's longest sequence of {} tokens",
+          run_.max_input_length, run_.max_output_length, limit));
     }
-    if (run_.max_input_length > room) table.model_default("max-input-length", fmt::format("{}", room), "config.json's longest sequence less --max-output-length");
+    if (run_.max_input_length > room)
+      table.model_default("max-input-length", fmt::format("{}", room),
+                          "config.json's longest sequence less --max-output-length");
   }
 
   void check_lengths(const PromptSet& prompts, const ModelSpec& spec) const {
-    const auto blocks = [&](int64_t tokens) { return (tokens + model_options_.block_size - 1) / model_options_.block_size; };
+    const auto blocks = [&](int64_t tokens) {
+      return (tokens + model_options_.block_size - 1) / model_options_.block_size;
+    };
     const int64_t in = run_.max_input_length, out = run_.max_output_length;
     const int prefill_batch = run_.max_prefill_batch_size > 0 ? run_.max_prefill_batch_size : run_.max_batch_size;
     const int64_t prefill = run_.max_prefill_tokens >= 0 ? run_.max_prefill_tokens : prefill_batch * (in + out);
@@ -155,22 +112,33 @@ class RunCommand : public Command {
       if (ids.empty()) refuse(fmt::format("prompt {} is empty; give at least one token", i));
       if (length > in || length > prefill) {
         const char* option = length > in ? "--max-input-length" : "--max-prefill-tokens";
-        refuse(fmt::format("prompt {} has {} tokens, more than the {} of {}; with {} new tokens it needs {} cache blocks of {} positions and {} are "
-                           "planned per request; shorten it or raise the option (the model's longest sequence has {} tokens)",
-                           i, length, std::min(in, prefill), option, out, blocks(length + out), model_options_.block_size, blocks(in + out), spec.max_len));
+        refuse(fmt::format(
+            "prompt {} has {} tokens, more than the {} of {}; with {} new tokens it needs {} cache blocks of {} "
+            "positions and {} are "
+            "planned per request; shorten it or raise the option (the model's longest sequence has {} tokens)",
+            i, length, std::min(in, prefill), option, out, blocks(length + out), model_options_.block_size,
+            blocks(in + out), spec.max_len));
       }
       for (size_t at = 0; at < ids.size(); ++at) {
-        if (ids[at] >= spec.vocab_size) refuse(fmt::format("prompt {}: token {} is {}, wanted 0 to {} (the model's vocabulary)", i, at, ids[at], spec.vocab_size - 1));
+        if (ids[at] >= spec.vocab_size)
+          refuse(fmt::format("prompt {}: token {} is {}, wanted 0 to {} (the model's vocabulary)", i, at, ids[at],
+                             spec.vocab_size - 1));
       }
     }
   }
 
-  std::vector<Request> make_requests(const PromptSet& prompts, const ModelFiles& model, const Tokenizer* tokenizer) const {
+  std::vector<Request> make_requests(const PromptSet& prompts, const ModelFiles& model,
+                                     const Tokenizer* tokenizer) const {
     std::vector<Request> requests;
     const size_t copies = prompts.ids.size() == 1 ? static_cast<size_t>(run_.max_batch_size) : 1;
     const std::vector<int32_t> eos = run_.ignore_eos ? std::vector<int32_t>{} : eos_ids_of(model, tokenizer);
     for (const auto& ids : prompts.ids) {
-      requests.insert(requests.end(), copies, Request{.prompt = ids, .sampling = sampling_, .max_new_tokens = run_.max_output_length, .eos_ids = eos, .session = 0});
+      requests.insert(requests.end(), copies,
+                      Request{.prompt = ids,
+                              .sampling = sampling_,
+                              .max_new_tokens = run_.max_output_length,
+                              .eos_ids = eos,
+                              .session = 0});
     }
     return requests;
   }
@@ -183,9 +151,13 @@ class RunCommand : public Command {
   }
 
   int report(Generator& generator, const std::vector<Request>& requests, const Context& context, Console& console) {
-    TextReport text(console.out, {.requests = requests.size(), .cumulative = run_.compat_output, .ids_only = run_.no_tokenizer});
+    TextReport text(console.out,
+                    {.requests = requests.size(), .cumulative = run_.compat_output, .ids_only = context.ids_only});
     if (run_.json) {
-      generator.on_answer = [&](size_t i, const Answer& a) { console.out.line(answer_json(i, a, context.engine)); console.out.flush(); };
+      generator.on_answer = [&](size_t i, const Answer& a) {
+        console.out.line(answer_json(i, a, context.engine));
+        console.out.flush();
+      };
     } else {
       if (context.random) console.out.line("[random weights: the text below means nothing]");
       generator.on_text = [&](size_t i, std::string_view piece) { text.text(i, piece); };
@@ -195,8 +167,14 @@ class RunCommand : public Command {
     const std::vector<Answer> answers = generator.run(requests);
     save_ids(answers);
     if (run_.benchmark) {
-      console.log.info(write_benchmark({.engine = context.engine, .answers = answers, .times = generator.step_times(), .logits_hash = context.logits_hash,
-                                        .batch_size = run_.max_batch_size, .max_new_tokens = run_.max_output_length, .random_weights = context.random}, *run_.benchmark));
+      console.log.info(write_benchmark({.engine = context.engine,
+                                        .answers = answers,
+                                        .times = generator.step_times(),
+                                        .logits_hash = context.logits_hash,
+                                        .batch_size = run_.max_batch_size,
+                                        .max_new_tokens = run_.max_output_length,
+                                        .random_weights = context.random},
+                                       *run_.benchmark));
     }
     console.log.info(figures_line(answers, generator.step_times(), context.engine));
     for (const Answer& a : answers) {
@@ -209,7 +187,11 @@ class RunCommand : public Command {
 
   void save_ids(const std::vector<Answer>& answers) const {
     if (run_.dump_ids.empty()) return;
-    const auto spaced = [](const std::vector<int32_t>& ids) { std::string text = join_ids(ids); std::replace(text.begin(), text.end(), ',', ' '); return text; };
+    const auto spaced = [](const std::vector<int32_t>& ids) {
+      std::string text = join_ids(ids);
+      std::replace(text.begin(), text.end(), ',', ' ');
+      return text;
+    };
     for (size_t i = 0; i < answers.size(); ++i) {
       write_file(fs::path(run_.dump_ids) / fmt::format("input_ids_{}.txt", i), spaced(answers[i].prompt_ids));
       write_file(fs::path(run_.dump_ids) / fmt::format("output_ids_{}.txt", i), spaced(answers[i].output_ids));

@@ -1,6 +1,6 @@
 #pragma once
-// Ctrl-C. While an Interrupts object lives, the first SIGINT (or SIGTERM) only raises a flag that the work polls; a second one ends the
-// process at once. One object at a time.
+// Ctrl-C. While an Interrupts object lives, the first SIGINT (or SIGTERM) only raises a flag that the work polls; a
+// second one ends the process at once. One object at a time.
 
 namespace conclave {
 

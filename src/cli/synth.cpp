@@ -19,17 +19,22 @@ class SynthCommand : public Command {
     for (const Preset& preset : presets()) names.push_back(preset.name);
     table.positionals("", positionals_, 0);
     table.group("Checkpoint");
-    table.add("config", &options_.config, fmt::format("shape: a model folder, a config.json, or one of {}", fmt::join(names, ", "))).placeholder("DIR|PRESET");
+    table
+        .add("config", &options_.config,
+             fmt::format("shape: a model folder, a config.json, or one of {}", fmt::join(names, ", ")))
+        .placeholder("DIR|PRESET");
     table.add("out", &out_, "new folder to write").placeholder("DIR");
     table.add("layers", &options_.layers, "only this many layers; 0 is all").placeholder("N").range(0, 10000);
-    table.add("dtype", &dtype_, "format of the linear weights; auto is what the configuration says").choices({"auto", "bf16", "f16", "f32", "fp8", "int8", "w8a8"});
+    table.add("dtype", &dtype_, "format of the linear weights; auto is what the configuration says")
+        .choices({"auto", "bf16", "f16", "f32", "fp8", "int8", "w8a8"});
     table.add("seed", &options_.seed, "of the random numbers; the same seed gives the same files").placeholder("N");
     table.add("shard-size", &shard_gb_, "largest file").placeholder("GB").range(0.001, 1000);
     table.example("conclave synth --config deepseek-v2-lite --out /tmp/v2-lite --layers 4 --dtype bf16");
   }
 
   int execute(const OptionTable&, Console& console) override {
-    if (options_.config.empty()) throw Error(Error::Kind::bad_input, "no --config given: a model folder or a published shape");
+    if (options_.config.empty())
+      throw Error(Error::Kind::bad_input, "no --config given: a model folder or a published shape");
     if (out_.empty()) throw Error(Error::Kind::bad_input, "no --out given: the folder to write");
     options_.out = out_;
     options_.shard_bytes = static_cast<size_t>(static_cast<double>(shard_gb_) * 1e9);
@@ -39,13 +44,15 @@ class SynthCommand : public Command {
     {
       Progress progress("writing", console.log);
       options_.progress = [&](size_t done, size_t total) {
-        if (interrupts.raised()) throw Error(Error::Kind::cancelled, fmt::format("interrupted; {} is incomplete", out_));
+        if (interrupts.raised())
+          throw Error(Error::Kind::cancelled, fmt::format("interrupted; {} is incomplete", out_));
         progress.update(done, total);
       };
       report = synthesise(options_);
     }
-    console.out.line(fmt::format("{}: {} tensors, {:.3f} GB in {} files (random weights: output of this model means nothing)", out_, report.tensors,
-                                 static_cast<double>(report.bytes) / 1e9, report.files));
+    console.out.line(
+        fmt::format("{}: {} tensors, {:.3f} GB in {} files (random weights: output of this model means nothing)", out_,
+                    report.tensors, static_cast<double>(report.bytes) / 1e9, report.files));
     return 0;
   }
 

@@ -14,8 +14,9 @@ int32_t parse_id(std::string_view piece, std::string_view option, size_t positio
   int32_t id = 0;
   const auto [end, error] = std::from_chars(piece.data(), piece.data() + piece.size(), id);
   if (piece.empty() || error != std::errc{} || end != piece.data() + piece.size() || id < 0) {
-    throw Error(Error::Kind::bad_input, fmt::format("{}: \"{}\" at position {} is not a token id; wanted whole numbers from 0, \"1,2,3\"",
-                                                    option, piece, position));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("{}: \"{}\" at position {} is not a token id; wanted whole numbers from 0, \"1,2,3\"",
+                            option, piece, position));
   }
   return id;
 }

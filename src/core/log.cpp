@@ -26,9 +26,7 @@ Log::Log(std::string_view level, const std::string& file) : state_(std::make_uni
   if (file.empty()) return;
   try {
     state_->file = std::make_unique<spdlog::logger>("file", std::make_shared<spdlog::sinks::basic_file_sink_mt>(file));
-  } catch (const spdlog::spdlog_ex& e) {
-    throw Error(Error::Kind::bad_input, fmt::format("--log-file: {}", e.what()));
-  }
+  } catch (const spdlog::spdlog_ex& e) { throw Error(Error::Kind::bad_input, fmt::format("--log-file: {}", e.what())); }
   state_->file->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v");
   state_->file->set_level(threshold);
   state_->file->flush_on(spdlog::level::debug);

@@ -1,6 +1,7 @@
 #pragma once
-// Messages for the person at the terminal: one line each on standard error ("conclave: ..."), optionally also with time and level in a
-// file. Hides the logging library; owned by the program's entry and passed by reference. Results never go through it.
+// Messages for the person at the terminal: one line each on standard error ("conclave: ..."), optionally also with time
+// and level in a file. Hides the logging library; owned by the program's entry and passed by reference. Results never
+// go through it.
 #include <memory>
 #include <string>
 #include <string_view>

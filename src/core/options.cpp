@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <CLI/CLI.hpp>
+#include <toml++/toml.h>
 #include <algorithm>
 #include <charconv>
+#include <CLI/CLI.hpp>
 #include <cmath>
-#include <toml++/toml.h>
 
 #include "core/error.h"
 
@@ -15,7 +15,9 @@ namespace conclave {
 namespace {
 
 template <class... Fs>
-struct Overloaded : Fs... { using Fs::operator()...; };
+struct Overloaded : Fs... {
+  using Fs::operator()...;
+};
 template <class... Fs>
 Overloaded(Fs...) -> Overloaded<Fs...>;
 
@@ -28,7 +30,8 @@ std::string with_dashes(std::string_view name) {
 }
 
 std::optional<bool> parse_bool(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   if (text == "1" || text == "true" || text == "on" || text == "yes") return true;
   if (text == "0" || text == "false" || text == "off" || text == "no") return false;
   return std::nullopt;
@@ -63,7 +66,8 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
 }
 
 bool is_flag(std::string_view argument) {
-  return argument.size() > 1 && argument[0] == '-' && (argument[1] == '-' || std::isalnum(static_cast<unsigned char>(argument[1])));
+  return argument.size() > 1 && argument[0] == '-' &&
+         (argument[1] == '-' || std::isalnum(static_cast<unsigned char>(argument[1])));
 }
 
 std::string scalar_text(const toml::node& node, const std::string& where) {
@@ -138,19 +142,28 @@ void Option::assign_one(const std::string& value, const std::string& where) {
   };
   std::visit(Overloaded{[&](bool* field) {
                           const auto parsed = parse_bool(value);
-                          if (!parsed) usage_error(fmt::format("{}: \"{}\" is not allowed; wanted true or false", where, value));
+                          if (!parsed)
+                            usage_error(fmt::format("{}: \"{}\" is not allowed; wanted true or false", where, value));
                           *field = *parsed;
                         },
                         [&](std::string* field) { *field = value; },
                         [&](std::vector<std::string>* field) { field->push_back(value); },
                         [&](std::optional<std::string>* field) {
                           const auto on = parse_bool(value);
-                          if (on && !*on) field->reset();
-                          else *field = on && implicit_ ? *implicit_ : value;
+                          if (on && !*on)
+                            field->reset();
+                          else
+                            *field = on && implicit_ ? *implicit_ : value;
                         },
                         [&](std::optional<uint64_t>* field) {
-                          if (implicit_ && value == "true") { *field = *parse_number<uint64_t>(*implicit_); return; }
-                          if (implicit_ && value == "false") { field->reset(); return; }
+                          if (implicit_ && value == "true") {
+                            *field = *parse_number<uint64_t>(*implicit_);
+                            return;
+                          }
+                          if (implicit_ && value == "false") {
+                            field->reset();
+                            return;
+                          }
                           uint64_t parsed = 0;
                           number(&parsed);
                           *field = parsed;
@@ -173,7 +186,8 @@ void Option::assign(const std::vector<std::string>& values, Origin origin, const
 
 // ---- OptionTable
 
-OptionTable::OptionTable(std::string command, std::string summary) : command_(std::move(command)), summary_(std::move(summary)) {
+OptionTable::OptionTable(std::string command, std::string summary)
+    : command_(std::move(command)), summary_(std::move(summary)) {
   group("Common");
   add("config", &config_file_, "read options from this TOML file").placeholder("FILE");
   add("print-config", &print_config_, "print every option with its value and where it came from, then stop");
@@ -182,6 +196,7 @@ OptionTable::OptionTable(OptionTable&&) noexcept = default;
 OptionTable::~OptionTable() = default;
 
 Option& OptionTable::add(std::string name, OptionField field, std::string help) {
+  std::erase_if(options_, [&](const auto& option) { return option->name_ == name; });
   auto option = std::make_unique<Option>();
   option->name_ = std::move(name);
   option->field_ = field;
@@ -225,12 +240,14 @@ void OptionTable::unknown_flag(const std::string& argument) const {
   const std::string flag = argument.substr(0, argument.find('='));
   const bool is_long = flag.starts_with("--");
   const std::string near = closest(flag.substr(is_long ? 2 : 1), names());
-  usage_error(fmt::format("unknown option {}{}; `conclave {} --help` lists them, and text that begins with a dash goes after `--`",
-                          flag, near.empty() ? "" : fmt::format("; did you mean --{}?", near), command_));
+  usage_error(fmt::format(
+      "unknown option {}{}; `conclave {} --help` lists them, and text that begins with a dash goes after `--`", flag,
+      near.empty() ? "" : fmt::format("; did you mean --{}?", near), command_));
 }
 
 OptionTable::Values OptionTable::parse_flags(const std::vector<std::string>& arguments) {
-  // CLI11 splits positional values in brackets ("[INST] ...") at commas, so positionals are taken from what it leaves over.
+  // CLI11 splits positional values in brackets ("[INST] ...") at commas, so positionals are taken from what it leaves
+  // over.
   CLI::App app;
   app.set_help_flag();
   app.allow_extras();
@@ -241,7 +258,11 @@ OptionTable::Values OptionTable::parse_flags(const std::vector<std::string>& arg
     if (std::holds_alternative<bool*>(option->field_) || option->implicit_) {
       app.add_flag(flags, switches[option.get()]);
     } else {
-      app.add_option(flags, CLI::callback_t([&values, o = option.get()](const CLI::results_t& r) { values[o] = r; return true; }))->take_all();
+      app.add_option(flags, CLI::callback_t([&values, o = option.get()](const CLI::results_t& r) {
+                       values[o] = r;
+                       return true;
+                     }))
+          ->take_all();
     }
   }
   const auto separator = std::find(arguments.begin(), arguments.end(), "--");
@@ -259,7 +280,8 @@ OptionTable::Values OptionTable::parse_flags(const std::vector<std::string>& arg
   }
   if (separator != arguments.end()) rest.insert(rest.end(), separator + 1, arguments.end());
   if (rest.size() > most_positionals_) {
-    usage_error(fmt::format("unexpected argument \"{}\"; usage: conclave {} {}", rest[most_positionals_], command_, usage_));
+    usage_error(
+        fmt::format("unexpected argument \"{}\"; usage: conclave {} {}", rest[most_positionals_], command_, usage_));
   }
   if (positionals_) *positionals_ = std::move(rest);
   return values;
@@ -283,14 +305,17 @@ void OptionTable::read_file(const std::string& file, const OptionSources& source
           if (!std::holds_alternative<std::vector<std::string>*>(option->field_)) {
             usage_error(fmt::format("{}: {} takes one value, found a list", place, key.str()));
           }
-          for (const toml::node& element : *array) values.push_back(scalar_text(element, fmt::format("{}: {}", place, key.str())));
+          for (const toml::node& element : *array)
+            values.push_back(scalar_text(element, fmt::format("{}: {}", place, key.str())));
         } else {
           values.push_back(scalar_text(node, fmt::format("{}: {}", place, key.str())));
         }
         option->assign(values, Origin::file, place);
         continue;
       }
-      const auto known = [&](const std::vector<std::string>& list) { return std::find(list.begin(), list.end(), name) != list.end(); };
+      const auto known = [&](const std::vector<std::string>& list) {
+        return std::find(list.begin(), list.end(), name) != list.end();
+      };
       if (top && (node.is_table() ? known(sources.commands) : known(sources.other_options))) continue;
       std::vector<std::string> candidates = names();
       if (top) candidates.insert(candidates.end(), sources.other_options.begin(), sources.other_options.end());
@@ -312,34 +337,46 @@ void OptionTable::read_variables(const OptionSources& sources) {
   for (const auto& option : options_) {
     for (const Option::Alias& alias : option->aliases_) {
       const std::string* raw = value_of(alias.variable);
-      const auto value = !raw ? std::nullopt : alias.translate ? alias.translate(*raw, sources.variables) : std::optional<std::string>(*raw);
+      const auto value = !raw              ? std::nullopt
+                         : alias.translate ? alias.translate(*raw, sources.variables)
+                                           : std::optional<std::string>(*raw);
       if (value) option->assign({*value}, Origin::alias, alias.variable);
     }
-    if (const std::string* value = value_of(option->variable())) option->assign({*value}, Origin::variable, option->variable());
+    if (const std::string* value = value_of(option->variable()))
+      option->assign({*value}, Origin::variable, option->variable());
   }
   std::vector<std::string> known = names();
   known.insert(known.end(), sources.other_options.begin(), sources.other_options.end());
   for (const auto& [variable, value] : sources.variables) {
     if (!variable.starts_with("CONCLAVE_")) continue;
     std::string name = with_dashes(variable.substr(9));
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     if (std::find(known.begin(), known.end(), name) != known.end()) continue;
-    notes_.push_back(fmt::format("{} is set but no command has an option of that name{}", variable, did_you_mean(name, known, "the variable of --")));
+    notes_.push_back(fmt::format("{} is set but no command has an option of that name{}", variable,
+                                 did_you_mean(name, known, "the variable of --")));
   }
 }
 
 void OptionTable::parse(const OptionSources& sources) {
   for (const std::string& argument : sources.arguments) {
     if (argument == "--") break;
-    if (argument == "--help" || argument == "-h") { help_asked_ = true; return; }
+    if (argument == "--help" || argument == "-h") {
+      help_asked_ = true;
+      return;
+    }
   }
   const Values flags = parse_flags(sources.arguments);
   // The file's own name can come from a flag or a variable only, so it is looked up before the file is read.
   Option* config = lookup("config");
-  const auto flag = flags.find(config);
-  const auto variable = sources.variables.find("CONCLAVE_CONFIG");
-  if (flag != flags.end()) read_file(flag->second.back(), sources);
-  else if (variable != sources.variables.end() && !variable->second.empty()) read_file(variable->second, sources);
+  if (config->field_ == OptionField(&config_file_)) {
+    const auto flag = flags.find(config);
+    const auto variable = sources.variables.find(config->variable());
+    if (flag != flags.end())
+      read_file(flag->second.back(), sources);
+    else if (variable != sources.variables.end() && !variable->second.empty())
+      read_file(variable->second, sources);
+  }
   read_variables(sources);
   for (const auto& [option, values] : flags) option->assign(values, Origin::flag, "flag");
 }

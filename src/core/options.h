@@ -1,8 +1,8 @@
 #pragma once
-// The options of one command, declared once: each names a field of an options struct, and the table feeds it from flags, CONCLAVE_*
-// variables, variables of the reference stack, a TOML file and model defaults (in that order of precedence), remembers where every
-// value came from, and writes help, --print-config and the reference page. Fields must outlive the table. Every error names the
-// option, the value, where it came from and what is allowed.
+// The options of one command, declared once: each names a field of an options struct, and the table feeds it from
+// flags, CONCLAVE_* variables, variables of the reference stack, a TOML file and model defaults (in that order of
+// precedence), remembers where every value came from, and writes help, --print-config and the reference page. Fields
+// must outlive the table. Every error names the option, the value, where it came from and what is allowed.
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -18,24 +18,41 @@ namespace conclave {
 /// Where a value came from, weakest first.
 enum class Origin : uint8_t { built_in, model, file, alias, variable, flag };
 
-/// What an option writes to. `bool` is a switch; a vector takes every occurrence; an optional may be given without a value (see implicit()).
+/// What an option writes to. `bool` is a switch; a vector takes every occurrence; an optional may be given without a
+/// value (see implicit()).
 using OptionField = std::variant<bool*, int*, int64_t*, uint64_t*, float*, std::string*, std::vector<std::string>*,
                                  std::optional<std::string>*, std::optional<uint64_t>*>;
 
 class Option {
  public:
   using Variables = std::map<std::string, std::string>;
-  /// Text of an alias variable (and the whole environment) -> text of the option, or nothing when that text changes nothing.
+  /// Text of an alias variable (and the whole environment) -> text of the option, or nothing when that text changes
+  /// nothing.
   using Translate = std::function<std::optional<std::string>(const std::string& value, const Variables& all)>;
 
-  Option& placeholder(std::string text) { placeholder_ = std::move(text); return *this; }
+  Option& placeholder(std::string text) {
+    placeholder_ = std::move(text);
+    return *this;
+  }
   /// Allowed numbers, both ends included.
-  Option& range(double low, double high) { range_ = {low, high}; return *this; }
-  Option& choices(std::vector<std::string> allowed) { choices_ = std::move(allowed); return *this; }
+  Option& range(double low, double high) {
+    range_ = {low, high};
+    return *this;
+  }
+  Option& choices(std::vector<std::string> allowed) {
+    choices_ = std::move(allowed);
+    return *this;
+  }
   /// A second flag name.
-  Option& also(std::string flag) { also_ = std::move(flag); return *this; }
+  Option& also(std::string flag) {
+    also_ = std::move(flag);
+    return *this;
+  }
   /// `--name` alone means `value`; another value is given as `--name=VALUE`.
-  Option& implicit(std::string value) { implicit_ = std::move(value); return *this; }
+  Option& implicit(std::string value) {
+    implicit_ = std::move(value);
+    return *this;
+  }
   /// Honours a variable of the reference stack.
   Option& reference(std::string variable, Translate translate = {});
 
@@ -46,7 +63,10 @@ class Option {
 
  private:
   friend class OptionTable;
-  struct Alias { std::string variable; Translate translate; };
+  struct Alias {
+    std::string variable;
+    Translate translate;
+  };
   void assign(const std::vector<std::string>& values, Origin origin, const std::string& detail);
   void assign_one(const std::string& value, const std::string& where);
   std::string where(Origin origin, const std::string& detail) const;
@@ -67,10 +87,11 @@ class Option {
 
 /// Everything that options can come from besides the model.
 struct OptionSources {
-  std::vector<std::string> arguments = {};              ///< after the command's name
-  Option::Variables variables = {};                     ///< the environment
-  std::vector<std::string> commands = {};               ///< names of tables that a configuration file may hold
-  std::vector<std::string> other_options = {};          ///< names of other commands' options: allowed at the top of a file, ignored here
+  std::vector<std::string> arguments = {};  ///< after the command's name
+  Option::Variables variables = {};         ///< the environment
+  std::vector<std::string> commands = {};   ///< names of tables that a configuration file may hold
+  std::vector<std::string> other_options =
+      {};  ///< names of other commands' options: allowed at the top of a file, ignored here
 };
 
 class OptionTable {
@@ -82,6 +103,7 @@ class OptionTable {
 
   /// Options added from here on are listed under this heading.
   void group(std::string title) { group_ = std::move(title); }
+  /// A name that is there already is replaced: a command may need a common name for something of its own.
   Option& add(std::string name, OptionField field, std::string help);
   /// Positional arguments: at most `most` are accepted into `target`.
   void positionals(std::string usage, std::vector<std::string>& target, size_t most);

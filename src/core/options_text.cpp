@@ -10,10 +10,14 @@ namespace {
 std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (c == '\n') out += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-    else out += c;
+    if (c == '"' || c == '\\')
+      out += '\\', out += c;
+    else if (c == '\n')
+      out += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+    else
+      out += c;
   }
   return out + '"';
 }
@@ -66,7 +70,8 @@ bool is_text(const OptionField& field) {
 }  // namespace
 
 std::string OptionTable::help() const {
-  std::string out = fmt::format("{}\n\nusage: conclave {}{}{} [options]\n", summary_, command_, usage_.empty() ? "" : " ", usage_);
+  std::string out =
+      fmt::format("{}\n\nusage: conclave {}{}{} [options]\n", summary_, command_, usage_.empty() ? "" : " ", usage_);
   std::vector<std::string> groups;
   for (const auto& option : options_) {
     if (std::find(groups.begin(), groups.end(), option->group_) == groups.end()) groups.push_back(option->group_);
@@ -76,21 +81,28 @@ std::string OptionTable::help() const {
     out += fmt::format("\n{}:\n", group);
     for (const auto& option : options_) {
       if (option->group_ != group) continue;
-      const std::string value = option->choices_.empty() ? option->placeholder_ : fmt::format("{}", fmt::join(option->choices_, "|"));
+      const std::string value =
+          option->choices_.empty() ? option->placeholder_ : fmt::format("{}", fmt::join(option->choices_, "|"));
       std::string left = "  --" + option->name_;
       if (!option->also_.empty()) left += ", --" + option->also_;
-      if (option->implicit_) left += fmt::format("[={}]", value);
-      else if (!value.empty()) left += ' ' + value;
+      if (option->implicit_)
+        left += fmt::format("[={}]", value);
+      else if (!value.empty())
+        left += ' ' + value;
       std::string help = option->help_;
       const std::string& initial = option->default_text_;
-      if (!std::holds_alternative<bool*>(option->field_) && !initial.empty() && initial != "[]") help += fmt::format(" (default {})", initial);
-      const std::string gap = left.size() + 2 > kColumn ? "\n" + std::string(kColumn, ' ') : std::string(kColumn - left.size(), ' ');
+      if (!std::holds_alternative<bool*>(option->field_) && !initial.empty() && initial != "[]")
+        help += fmt::format(" (default {})", initial);
+      const std::string gap =
+          left.size() + 2 > kColumn ? "\n" + std::string(kColumn, ' ') : std::string(kColumn - left.size(), ' ');
       out += left + gap + wrapped(help, kColumn, kWidth) + "\n";
     }
   }
   out += "  --help                      this text\n";
-  out += "\nEvery option is also a variable (--block-size is CONCLAVE_BLOCK_SIZE) and a key of the TOML file given by --config (block_size).\n"
-         "A flag beats a variable, a variable beats the file, the file beats defaults of the model.\n";
+  out +=
+      "\nEvery option is also a variable (--block-size is CONCLAVE_BLOCK_SIZE) and a key of the TOML file given by "
+      "--config (block_size).\n"
+      "A flag beats a variable, a variable beats the file, the file beats defaults of the model.\n";
   if (!examples_.empty()) out += fmt::format("\nexamples:\n  {}\n", fmt::join(examples_, "\n  "));
   return out;
 }
@@ -106,8 +118,9 @@ std::string OptionTable::config_text() const {
     if (option->origin_ == Origin::model) origin = "model: " + origin;
     const std::string value = option->text();
     const bool unset = value.empty() && !std::holds_alternative<std::string*>(option->field_);
-    const std::string line = unset ? fmt::format("# {} is not set", option->key())
-                                   : fmt::format("{} = {}", option->key(), is_text(option->field_) ? quoted(value) : value);
+    const std::string line =
+        unset ? fmt::format("# {} is not set", option->key())
+              : fmt::format("{} = {}", option->key(), is_text(option->field_) ? quoted(value) : value);
     out += fmt::format("{:<44} # {}\n", line, origin);
   }
   return out;
@@ -123,12 +136,17 @@ std::string OptionTable::markdown() const {
     return text;
   };
   for (const auto& option : options_) {
-    const std::string value = option->choices_.empty() ? option->placeholder_ : fmt::format("{}", fmt::join(option->choices_, "|"));
-    std::string flag = "--" + option->name_ + (option->implicit_ ? fmt::format("[={}]", value) : value.empty() ? "" : " " + value);
+    const std::string value =
+        option->choices_.empty() ? option->placeholder_ : fmt::format("{}", fmt::join(option->choices_, "|"));
+    std::string flag = "--" + option->name_ +
+                       (option->implicit_ ? fmt::format("[={}]", value)
+                        : value.empty()   ? ""
+                                          : " " + value);
     if (!option->also_.empty()) flag += ", --" + option->also_;
     std::string variables = "`" + option->variable() + "`";
     for (const Option::Alias& alias : option->aliases_) variables += ", `" + alias.variable + "`";
-    const std::string initial = option->default_text_ == "[]" || option->default_text_.empty() ? "" : "`" + option->default_text_ + "`";
+    const std::string initial =
+        option->default_text_ == "[]" || option->default_text_.empty() ? "" : "`" + option->default_text_ + "`";
     out += fmt::format("| `{}` | {} | {} | {} |\n", cell(flag), variables, initial, cell(option->help_));
   }
   return out;

@@ -18,10 +18,13 @@ struct ChatModel {
     for (const char* file : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
       std::filesystem::copy(golden("mixtral-gqa") + "/" + file, folder.path / file);
     }
-    folder.write("chat_template.jinja", "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}");
+    folder.write("chat_template.jinja",
+                 "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt "
+                 "%}a:{% endif %}");
   }
   ProcessResult chat(const std::string& input, std::vector<std::string> extra = {}) const {
-    std::vector<std::string> arguments = {"chat", folder.path.string(), "--max-output-length", "6", "--temperature", "0"};
+    std::vector<std::string> arguments = {"chat", folder.path.string(), "--max-output-length",
+                                          "6",    "--temperature",      "0"};
     arguments.insert(arguments.end(), extra.begin(), extra.end());
     return conclave(arguments, input);
   }
@@ -58,7 +61,8 @@ TEST(Chat, CacheReuseDoesNotChangeReplies) {
   const std::string reply = messages[3]["content"];
   // The same dialogue without the last reply, in a fresh process without a cache.
   messages.erase(messages.begin() + 2, messages.end());
-  const std::string begun = model.folder.write("e.json", messages.dump()).string(), again = (model.folder.path / "f.json").string();
+  const std::string begun = model.folder.write("e.json", messages.dump()).string(),
+                    again = (model.folder.path / "f.json").string();
   ASSERT_EQ(model.chat("/load " + begun + "\nworld\n/save " + again + "\n").exit_code, 0);
   EXPECT_EQ(Json::parse(std::ifstream(again))[3]["content"], reply);
 }
@@ -66,9 +70,11 @@ TEST(Chat, CacheReuseDoesNotChangeReplies) {
 TEST(Chat, CommandsWorkFromAPipe) {
   const ChatModel model;
   const std::string saved = (model.folder.path / "d.json").string();
-  const ProcessResult r = model.chat("/help\n/system be kind\nhi\n/regen\n/save " + saved + "\n/clear\n/exit\nnever said\n");
+  const ProcessResult r =
+      model.chat("/help\n/system be kind\nhi\n/regen\n/save " + saved + "\n/clear\n/exit\nnever said\n");
   ASSERT_EQ(r.exit_code, 0) << r.err;
-  for (const char* command : {"/help", "/exit", "/clear", "/regen", "/system", "/save", "/load", "/stats"}) EXPECT_NE(r.out.find(command), std::string::npos);
+  for (const char* command : {"/help", "/exit", "/clear", "/regen", "/system", "/save", "/load", "/stats"})
+    EXPECT_NE(r.out.find(command), std::string::npos);
   const Json messages = Json::parse(std::ifstream(saved));
   ASSERT_EQ(messages.size(), 3u);
   EXPECT_EQ(messages[0], Json({{"role", "system"}, {"content", "be kind"}}));

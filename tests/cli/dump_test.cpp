@@ -35,7 +35,8 @@ TEST_P(Dump, WritesTheGoldenTensorsWithoutPrefix) {
   for (const Json& id : info["prompts"]["mid"]["ids"]) ids += (ids.empty() ? "" : ",") + id.dump();
   const TemporaryFolder folder;
   const std::string out = (folder.path / "d.safetensors").string();
-  const ProcessResult r = conclave({"dump", golden(GetParam()), "--prompt-ids", ids, "--max-new-tokens", "12", "--out", out, "--taps"});
+  const ProcessResult r =
+      conclave({"dump", golden(GetParam()), "--prompt-ids", ids, "--max-new-tokens", "12", "--out", out, "--taps"});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   EXPECT_EQ(r.out, "");
 
@@ -48,14 +49,22 @@ TEST_P(Dump, WritesTheGoldenTensorsWithoutPrefix) {
     EXPECT_EQ(found->second.dtype, tensor.dtype) << name;
     EXPECT_EQ(found->second.shape, tensor.shape) << name;
     if (found->second.shape != tensor.shape || found->second.dtype != tensor.dtype) continue;
-    if (tensor.dtype == DType::f32) EXPECT_LE(relative_error(found->second, tensor), tolerance) << name;
-    else EXPECT_EQ(std::memcmp(found->second.data, tensor.data, tensor.bytes), 0) << name;
+    if (tensor.dtype == DType::f32)
+      EXPECT_LE(relative_error(found->second, tensor), tolerance) << name;
+    else
+      EXPECT_EQ(std::memcmp(found->second.data, tensor.data, tensor.bytes), 0) << name;
     ++compared;
   }
   EXPECT_EQ(compared, got.tensors().size()) << "tensors that the golden file does not have";
 }
-INSTANTIATE_TEST_SUITE_P(Families, Dump, ::testing::Values("mixtral-sharded", "deepseek_moe-fp16", "deepseek_v2-groups", "deepseek_v3-mtp", "ernie-untied-start-end"),
-                         [](const auto& info) { std::string s = info.param; std::replace(s.begin(), s.end(), '-', '_'); return s; });
+INSTANTIATE_TEST_SUITE_P(Families, Dump,
+                         ::testing::Values("mixtral-sharded", "deepseek_moe-fp16", "deepseek_v2-groups",
+                                           "deepseek_v3-mtp", "ernie-untied-start-end"),
+                         [](const auto& info) {
+                           std::string s = info.param;
+                           std::replace(s.begin(), s.end(), '-', '_');
+                           return s;
+                         });
 
 TEST(DumpCommand, UnwritableOutputIsRefusedBeforeLoading) {
   const auto refused = [](const std::string& out, const std::string& cause) {
@@ -80,10 +89,12 @@ TEST(DumpCommand, FailureLeavesNoFile) {
 }
 
 TEST(DumpCommand, OnePromptOnly) {
-  EXPECT_EQ(conclave({"dump", golden("mixtral-gqa"), "--prompt-ids", "1 2", "--out", "/tmp/conclave_unused"}).exit_code, 2);
+  EXPECT_EQ(conclave({"dump", golden("mixtral-gqa"), "--prompt-ids", "1 2", "--out", "/tmp/conclave_unused"}).exit_code,
+            2);
   EXPECT_EQ(conclave({"dump", golden("mixtral-gqa"), "--out", "/tmp/conclave_unused"}).exit_code, 2);
   EXPECT_EQ(conclave({"dump", golden("mixtral-gqa"), "--prompt-ids", "1"}).exit_code, 2);
-  const ProcessResult tooLong = conclave({"dump", golden("mixtral-gqa"), "--prompt-ids", "1", "--max-new-tokens", "40000", "--out", "/tmp/conclave_unused"});
+  const ProcessResult tooLong = conclave({"dump", golden("mixtral-gqa"), "--prompt-ids", "1", "--max-new-tokens",
+                                          "40000", "--out", "/tmp/conclave_unused"});
   EXPECT_EQ(tooLong.exit_code, 2);
   EXPECT_NE(tooLong.err.find("32768"), std::string::npos) << tooLong.err;
 }

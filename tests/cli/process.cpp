@@ -23,11 +23,16 @@ struct Pipe {
     read = ends[0], write = ends[1];
   }
   ~Pipe() { close_read(), close_write(); }
-  void close_read() { if (read >= 0) ::close(std::exchange(read, -1)); }
-  void close_write() { if (write >= 0) ::close(std::exchange(write, -1)); }
+  void close_read() {
+    if (read >= 0) ::close(std::exchange(read, -1));
+  }
+  void close_write() {
+    if (write >= 0) ::close(std::exchange(write, -1));
+  }
 };
 
-[[noreturn]] void become(const std::string& program, const ProcessInput& input, const Pipe& in, const Pipe& out, const Pipe& err) {
+[[noreturn]] void become(const std::string& program, const ProcessInput& input, const Pipe& in, const Pipe& out,
+                         const Pipe& err) {
   ::dup2(in.read, STDIN_FILENO);
   ::dup2(out.write, STDOUT_FILENO);
   ::dup2(err.write, STDERR_FILENO);
@@ -59,8 +64,10 @@ ProcessResult run_process(const std::string& program, const ProcessInput& input)
   const auto drain = [](int& descriptor, std::string& text) {
     std::array<char, 4096> buffer;
     const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
-    if (count > 0) text.append(buffer.data(), static_cast<size_t>(count));
-    else ::close(std::exchange(descriptor, -1));
+    if (count > 0)
+      text.append(buffer.data(), static_cast<size_t>(count));
+    else
+      ::close(std::exchange(descriptor, -1));
   };
   if (input.stdin_text.empty()) in.close_write();
   while (out.read >= 0 || err.read >= 0) {

@@ -1,6 +1,6 @@
 #pragma once
-// Runs the real program as a user would: arguments, standard input and environment in; exit code and both outputs back, within a time
-// limit (a program that hangs is killed and fails the test).
+// Runs the real program as a user would: arguments, standard input and environment in; exit code and both outputs back,
+// within a time limit (a program that hangs is killed and fails the test).
 #include <csignal>
 #include <filesystem>
 #include <map>

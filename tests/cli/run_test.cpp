@@ -31,7 +31,8 @@ void expect_refused(const ProcessResult& r, int code, const std::vector<std::str
   EXPECT_FALSE(r.timed_out);
   EXPECT_EQ(r.exit_code, code) << r.err;
   EXPECT_EQ(r.out, "");
-  for (const std::string& part : parts) EXPECT_NE(r.err.find(part), std::string::npos) << "\"" << part << "\" not in: " << r.err;
+  for (const std::string& part : parts)
+    EXPECT_NE(r.err.find(part), std::string::npos) << "\"" << part << "\" not in: " << r.err;
 }
 
 class Goldens : public ::testing::TestWithParam<const char*> {};
@@ -41,7 +42,8 @@ TEST_P(Goldens, ExactRunsGiveTransformersTokens) {
   std::string all;
   for (const auto& [name, prompt] : prompts.items()) all += ids_text(prompt["ids"]) + " ";
   // One continuous batch of all prompts.
-  const ProcessResult r = conclave({"run", golden(GetParam()), "--prompt-ids", all, "--max-new-tokens", "12", "--json", "--precision", "exact"});
+  const ProcessResult r = conclave(
+      {"run", golden(GetParam()), "--prompt-ids", all, "--max-new-tokens", "12", "--json", "--precision", "exact"});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const std::vector<Json> answers = json_lines(r.out);
   ASSERT_EQ(answers.size(), prompts.size());
@@ -54,25 +56,38 @@ TEST_P(Goldens, ExactRunsGiveTransformersTokens) {
     ++i;
   }
 }
-INSTANTIATE_TEST_SUITE_P(Families, Goldens, ::testing::Values("mixtral-gqa", "deepseek_moe-bf16", "deepseek_v2-lite-yarn", "deepseek_v3-fp8", "ernie-tied"),
-                         [](const auto& info) { std::string s = info.param; for (char& c : s) if (c == '-') c = '_'; return s; });
+INSTANTIATE_TEST_SUITE_P(Families, Goldens,
+                         ::testing::Values("mixtral-gqa", "deepseek_moe-bf16", "deepseek_v2-lite-yarn",
+                                           "deepseek_v3-fp8", "ernie-tied"),
+                         [](const auto& info) {
+                           std::string s = info.param;
+                           for (char& c : s)
+                             if (c == '-') c = '_';
+                           return s;
+                         });
 
 TEST(Run, JsonHasExactlyTheFieldsOfTheContract) {
-  const ProcessResult r = conclave({"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3", "--max-output-length", "4", "--json"});
+  const ProcessResult r =
+      conclave({"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3", "--max-output-length", "4", "--json"});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const std::vector<Json> lines = json_lines(r.out);
   ASSERT_EQ(lines.size(), 1u);
   std::vector<std::string> keys, timings;
   for (const auto& [key, value] : lines[0].items()) keys.push_back(key);
-  for (const auto& [key, value] : lines[0]["timings"].items()) { timings.push_back(key); EXPECT_TRUE(value.is_number()) << key; }
+  for (const auto& [key, value] : lines[0]["timings"].items()) {
+    timings.push_back(key);
+    EXPECT_TRUE(value.is_number()) << key;
+  }
   EXPECT_EQ(keys, (std::vector<std::string>{"finish_reason", "index", "output_ids", "prompt_ids", "text", "timings"}));
-  EXPECT_EQ(timings, (std::vector<std::string>{"decode_ms", "decode_tokens_per_s", "load_ms", "prefill_ms", "prefill_tokens_per_s", "weight_gb_per_s"}));
+  EXPECT_EQ(timings, (std::vector<std::string>{"decode_ms", "decode_tokens_per_s", "load_ms", "prefill_ms",
+                                               "prefill_tokens_per_s", "weight_gb_per_s"}));
   EXPECT_GT(lines[0]["timings"]["load_ms"], 0.0);
   EXPECT_TRUE(lines[0]["text"].is_string());
 }
 
 TEST(Run, OnePromptIsReplicatedAndRowsAreEqual) {
-  const ProcessResult r = conclave({"run", golden("deepseek_v3-bf16"), "--prompt-ids", "1,60,291", "--max-batch-size", "3", "--json"});
+  const ProcessResult r =
+      conclave({"run", golden("deepseek_v3-bf16"), "--prompt-ids", "1,60,291", "--max-batch-size", "3", "--json"});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const std::vector<Json> lines = json_lines(r.out);
   ASSERT_EQ(lines.size(), 3u);
@@ -80,7 +95,9 @@ TEST(Run, OnePromptIsReplicatedAndRowsAreEqual) {
 }
 
 TEST(Run, TextDoesNotDependOnCacheLayoutBlocksChunksOrThreads) {
-  const std::vector<std::string> base = {"run", golden("deepseek_v2-groups"), "--prompt", "Once upon a time there was", "--prompt", "x", "--json", "--max-output-length", "8"};
+  const std::vector<std::string> base = {
+      "run",    golden("deepseek_v2-groups"), "--prompt", "Once upon a time there was", "--prompt", "x",
+      "--json", "--max-output-length",        "8"};
   const auto ids = [&](std::vector<std::string> extra) {
     std::vector<std::string> arguments = base;
     arguments.insert(arguments.end(), extra.begin(), extra.end());
@@ -107,7 +124,8 @@ TEST(Run, TextFormIsWhatScriptsLookFor) {
   EXPECT_NE(one.err.find("prompt tokens, "), std::string::npos);
   EXPECT_NE(one.err.find("GB/s of weights read"), std::string::npos);
 
-  const std::vector<std::string> two = {"run", "--model", golden("mixtral-gqa"), "hello", "world", "--max-output-length", "5"};
+  const std::vector<std::string> two = {
+      "run", "--model", golden("mixtral-gqa"), "hello", "world", "--max-output-length", "5"};
   const ProcessResult plain = conclave(two);
   EXPECT_NE(plain.out.find("Answer[0]: "), std::string::npos);
   EXPECT_NE(plain.out.find("\nAnswer[1]: "), std::string::npos);
@@ -124,12 +142,14 @@ TEST(Run, DefaultsAreThoseOfTheReferenceStack) {
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const Json line = json_lines(r.out).at(0);
   EXPECT_EQ(line["output_ids"].size(), 20u);
-  const ProcessResult asked = conclave({"run", golden("mixtral-gqa"), "What's deep learning?", "--json", "--ignore-eos"});
+  const ProcessResult asked =
+      conclave({"run", golden("mixtral-gqa"), "What's deep learning?", "--json", "--ignore-eos"});
   EXPECT_EQ(json_lines(asked.out).at(0)["prompt_ids"], line["prompt_ids"]);
 }
 
 TEST(Run, StopTextsAreNeverShown) {
-  const std::vector<std::string> base = {"run", golden("mixtral-gqa"), "abc", "--max-output-length", "40", "--ignore-eos", "--json"};
+  const std::vector<std::string> base = {"run", golden("mixtral-gqa"), "abc",   "--max-output-length",
+                                         "40",  "--ignore-eos",        "--json"};
   const Json whole = json_lines(conclave(base).out).at(0);
   const std::string text = whole["text"];
   size_t at = 1;  // two neighbouring ASCII characters of the text
@@ -146,7 +166,10 @@ TEST(Run, StopTextsAreNeverShown) {
 
 TEST(Run, SamplingIsReproducibleBySeed) {
   const auto text = [](const std::string& seed) {
-    return json_lines(conclave({"run", golden("ernie-tied"), "abc", "--temperature", "1.5", "--top-k", "50", "--seed", seed, "--json"}).out).at(0)["output_ids"];
+    return json_lines(conclave({"run", golden("ernie-tied"), "abc", "--temperature", "1.5", "--top-k", "50", "--seed",
+                                seed, "--json"})
+                          .out)
+        .at(0)["output_ids"];
   };
   EXPECT_EQ(text("1"), text("1"));
   EXPECT_NE(text("1"), text("2"));
@@ -154,7 +177,8 @@ TEST(Run, SamplingIsReproducibleBySeed) {
 
 TEST(Run, PromptsComeFromFilesDialoguesAndIds) {
   const TemporaryFolder folder;
-  const std::string file = folder.write("p.txt", "hello\n").string(), dialogue = folder.write("d.jsonl", "[{\"role\":\"user\",\"content\":\"hi\"}]\n").string();
+  const std::string file = folder.write("p.txt", "hello\n").string(),
+                    dialogue = folder.write("d.jsonl", "[{\"role\":\"user\",\"content\":\"hi\"}]\n").string();
   const std::string model = golden("mixtral-gqa");
   const auto prompt = [&](std::vector<std::string> extra) {
     std::vector<std::string> arguments = {"run", model, "--json", "--max-output-length", "1"};
@@ -167,7 +191,8 @@ TEST(Run, PromptsComeFromFilesDialoguesAndIds) {
   const auto chat = prompt({"--chat-file", dialogue});
   EXPECT_NE(chat.first, prompt({"hi"}).first);
   EXPECT_EQ(chat.first, prompt({"hi", "--chat"}).first);
-  EXPECT_NE(chat.second.find("default"), std::string::npos) << "the family's default template must be named: " << chat.second;
+  EXPECT_NE(chat.second.find("default"), std::string::npos)
+      << "the family's default template must be named: " << chat.second;
   EXPECT_EQ(prompt({"hi", "--raw"}).first, prompt({"hi"}).first);
   EXPECT_EQ(prompt({"hi", "--chat-template", "{{ messages[0].content }}"}).first.size(), 2u);
   const auto both = prompt({"--prompt-ids", "5,6", "--prompt", "x"});
@@ -186,15 +211,19 @@ TEST(Run, BadInputIsRefusedBeforeAnyWork) {
   expect_refused(conclave({"run", model, "--prompt-ids", "1,-2"}), 2, {"--prompt-ids", "\"-2\""});
   expect_refused(conclave({"run", model, "--prompt-ids", "1,,2"}), 2, {"--prompt-ids", "position 2"});
   expect_refused(conclave({"run", model, "--prompt-ids", "99999999999"}), 2, {"99999999999"});
-  expect_refused(conclave({"run", model, "--prompt-ids", "1,2,3,4,5", "--max-input-length", "4"}), 2, {"5 tokens", "the 4 of --max-input-length", "cache blocks"});
+  expect_refused(conclave({"run", model, "--prompt-ids", "1,2,3,4,5", "--max-input-length", "4"}), 2,
+                 {"5 tokens", "the 4 of --max-input-length", "cache blocks"});
   expect_refused(conclave({"run", model, std::string(40000, 'a')}), 2, {"40001 tokens", "1024"});
-  expect_refused(conclave({"run", model, "--max-input-length", "32768", "--max-output-length", "1"}), 2, {"32768", "longest sequence"});
+  expect_refused(conclave({"run", model, "--max-input-length", "32768", "--max-output-length", "1"}), 2,
+                 {"32768", "longest sequence"});
   expect_refused(conclave({"run", model, "--max-position-embeddings", "40000"}), 2, {"40000", "32768"});
   expect_refused(conclave({"run", model, "--no-tokenizer"}), 2, {"--no-tokenizer", "--prompt-ids"});
   expect_refused(conclave({"run", model, "--raw", "--system", "x"}), 2, {"--raw", "--system"});
   expect_refused(conclave({"run", model, "--chat-template", "{% if %}"}), 3, {"line 1"});
-  expect_refused(conclave({"run", model, "--chat", "--chat-template", "{{ raise_exception('no thanks') }}"}), 2, {"no thanks"});
-  const std::string dialogue = folder.write("d.jsonl", "[{\"role\":\"user\",\"content\":\"hi\"}]\n{\"role\": }\n").string();
+  expect_refused(conclave({"run", model, "--chat", "--chat-template", "{{ raise_exception('no thanks') }}"}), 2,
+                 {"no thanks"});
+  const std::string dialogue =
+      folder.write("d.jsonl", "[{\"role\":\"user\",\"content\":\"hi\"}]\n{\"role\": }\n").string();
   expect_refused(conclave({"run", model, "--chat-file", dialogue}), 2, {dialogue + ":2"});
   const std::string roleless = folder.write("e.jsonl", "[{\"content\":\"hi\"}]\n").string();
   expect_refused(conclave({"run", model, "--chat-file", roleless}), 2, {roleless + ":1", "\"role\" is missing"});
@@ -203,21 +232,26 @@ TEST(Run, BadInputIsRefusedBeforeAnyWork) {
 TEST(Run, UnwritableBenchmarkFilesAreRefusedBeforeAnyWork) {
   const TemporaryFolder folder;
   folder.write("file", "");
-  expect_refused(conclave({"run", golden("mixtral-gqa"), "--benchmark=" + (folder.path / "file" / "b.csv").string()}), 1, {"--benchmark", "b.csv"});
-  expect_refused(conclave({"run", golden("mixtral-gqa"), "--benchmark=" + folder.path.string()}), 1, {"--benchmark", "folder"});
+  expect_refused(conclave({"run", golden("mixtral-gqa"), "--benchmark=" + (folder.path / "file" / "b.csv").string()}),
+                 1, {"--benchmark", "b.csv"});
+  expect_refused(conclave({"run", golden("mixtral-gqa"), "--benchmark=" + folder.path.string()}), 1,
+                 {"--benchmark", "folder"});
   expect_refused(conclave({"run", golden("mixtral-gqa"), "--benchmark=/dev/null"}), 1, {"--benchmark", "regular file"});
 }
 
 TEST(Run, BenchmarkWritesTheReferenceColumnsAndJson) {
   const TemporaryFolder folder;
   const std::string file = (folder.path / "sub" / "b.csv").string();
-  const ProcessResult r = conclave({"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3 4,5", "--max-output-length", "4", "--ignore-eos", "--benchmark=" + file});
+  const ProcessResult r = conclave({"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3 4,5", "--max-output-length",
+                                    "4", "--ignore-eos", "--benchmark=" + file});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   std::ifstream csv(file);
   std::string header, row, more;
   std::getline(csv, header), std::getline(csv, row), std::getline(csv, more);
-  EXPECT_EQ(header, "batch_size,input_seq_len,output_seq_len,e2e_time(ms),prefill_time(ms),decoder_token_time(ms),prefill_count,"
-                    "prefill_token_times,decode_token_times,prefill_average_time(ms)");
+  EXPECT_EQ(
+      header,
+      "batch_size,input_seq_len,output_seq_len,e2e_time(ms),prefill_time(ms),decoder_token_time(ms),prefill_count,"
+      "prefill_token_times,decode_token_times,prefill_average_time(ms)");
   EXPECT_EQ(more, "");
   EXPECT_TRUE(row.starts_with("2,3,4,")) << row;
   EXPECT_NE(row.find('"'), std::string::npos) << "lists are quoted: " << row;
@@ -233,8 +267,11 @@ TEST(Run, BenchmarkWritesTheReferenceColumnsAndJson) {
 
 TEST(Run, IdsCanBeSavedAsTheReferenceStackDoes) {
   const TemporaryFolder folder;
-  const ProcessResult r = run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3", "--max-output-length", "2", "--ignore-eos"},
-                                                        .environment = {{"ATB_LLM_TOKEN_IDS_SAVE_ENABLE", "1"}, {"ATB_LLM_TOKEN_IDS_SAVE_FOLDER", folder.path.string()}}});
+  const ProcessResult r = run_process(
+      CONCLAVE_BINARY,
+      {.arguments = {"run", golden("mixtral-gqa"), "--prompt-ids", "1,2,3", "--max-output-length", "2", "--ignore-eos"},
+       .environment = {{"ATB_LLM_TOKEN_IDS_SAVE_ENABLE", "1"},
+                       {"ATB_LLM_TOKEN_IDS_SAVE_FOLDER", folder.path.string()}}});
   ASSERT_EQ(r.exit_code, 0) << r.err;
   std::string in, out;
   std::getline(std::ifstream(folder.path / "input_ids_0.txt"), in);
@@ -247,7 +284,8 @@ TEST(Run, RandomWeightsNeedConfigJsonOnlyAndAreMarked) {
   const TemporaryFolder folder;
   std::filesystem::copy(golden("deepseek_v3-bf16") + "/config.json", folder.path / "config.json");
   for (const std::string format : {"bf16", "f16", "f32", "fp8", "int8", "w8a8"}) {
-    const ProcessResult r = conclave({"run", folder.path.string(), "--random-weights=3", "--format", format, "--layers", "2", "--max-output-length", "3"});
+    const ProcessResult r = conclave({"run", folder.path.string(), "--random-weights=3", "--format", format, "--layers",
+                                      "2", "--max-output-length", "3"});
     EXPECT_EQ(r.exit_code, 0) << format << ": " << r.err;
     EXPECT_NE(r.out.find("means nothing"), std::string::npos) << r.out;
   }
@@ -256,9 +294,10 @@ TEST(Run, RandomWeightsNeedConfigJsonOnlyAndAreMarked) {
 }
 
 TEST(Run, InterruptionStopsCleanlyWithPartialOutput) {
-  const ProcessResult r = run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("deepseek_v3-bf16"), "--prompt-ids", "1,2,3", "--no-tokenizer", "--ignore-eos",
-                                                                      "--max-output-length", "4000", "--max-input-length", "8"},
-                                                        .signal = SIGINT});
+  const ProcessResult r = run_process(
+      CONCLAVE_BINARY, {.arguments = {"run", golden("deepseek_v3-bf16"), "--prompt-ids", "1,2,3", "--no-tokenizer",
+                                      "--ignore-eos", "--max-output-length", "4000", "--max-input-length", "8"},
+                        .signal = SIGINT});
   EXPECT_FALSE(r.timed_out);
   EXPECT_EQ(r.exit_code, 1) << r.err;
   EXPECT_NE(r.out.find("Generate[0] token num: (0, "), std::string::npos) << r.out;
@@ -266,8 +305,10 @@ TEST(Run, InterruptionStopsCleanlyWithPartialOutput) {
 }
 
 TEST(Run, AClosedReaderEndsTheRunWithoutACrash) {
-  const ProcessResult r = run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("mixtral-gqa"), "hello", "--ignore-eos", "--max-output-length", "4000"},
-                                                        .close_stdout_early = true});
+  const ProcessResult r =
+      run_process(CONCLAVE_BINARY,
+                  {.arguments = {"run", golden("mixtral-gqa"), "hello", "--ignore-eos", "--max-output-length", "4000"},
+                   .close_stdout_early = true});
   EXPECT_FALSE(r.timed_out);
   EXPECT_EQ(r.exit_code, 1) << r.err;
   EXPECT_NE(r.err.find("standard output"), std::string::npos) << r.err;
@@ -275,7 +316,8 @@ TEST(Run, AClosedReaderEndsTheRunWithoutACrash) {
 
 TEST(Run, AFullDiskIsAnError) {
   if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "this system has no /dev/full";
-  const std::string command = std::string(CONCLAVE_BINARY) + " run " + golden("mixtral-gqa") + " hello --json > /dev/full";
+  const std::string command =
+      std::string(CONCLAVE_BINARY) + " run " + golden("mixtral-gqa") + " hello --json > /dev/full";
   const ProcessResult r = run_process("/bin/sh", {.arguments = {"-c", command}});
   EXPECT_EQ(r.exit_code, 1) << r.err;
   EXPECT_NE(r.err.find("standard output: cannot write"), std::string::npos) << r.err;
@@ -287,9 +329,12 @@ TEST(Run, TooLittleMemoryIsSaidBeforeLoading) {
 }
 
 TEST(Run, NoTokenizerPrintsIds) {
-  const ProcessResult r = conclave({"run", golden("mixtral-gqa"), "--no-tokenizer", "--prompt-ids", "314", "--max-new-tokens", "12", "--precision", "exact"});
+  const ProcessResult r = conclave({"run", golden("mixtral-gqa"), "--no-tokenizer", "--prompt-ids", "314",
+                                    "--max-new-tokens", "12", "--precision", "exact"});
   ASSERT_EQ(r.exit_code, 0) << r.err;
-  EXPECT_NE(r.out.find("Answer[0]: " + ids_text(golden_json("mixtral-gqa")["prompts"]["one"]["greedy_tokens"]) + "\n"), std::string::npos) << r.out;
+  EXPECT_NE(r.out.find("Answer[0]: " + ids_text(golden_json("mixtral-gqa")["prompts"]["one"]["greedy_tokens"]) + "\n"),
+            std::string::npos)
+      << r.out;
 }
 
 }  // namespace

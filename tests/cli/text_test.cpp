@@ -21,7 +21,9 @@ std::vector<Json> json_lines(const std::string& text) {
 }
 
 // The golden folders' tokenizer has one id per byte and no merges.
-Json vocabulary(const std::string& model) { return Json::parse(std::ifstream(golden(model) + "/tokenizer.json"))["model"]["vocab"]; }
+Json vocabulary(const std::string& model) {
+  return Json::parse(std::ifstream(golden(model) + "/tokenizer.json"))["model"]["vocab"];
+}
 
 TEST(Tokenize, PlainAndJsonLines) {
   const Json vocab = vocabulary("mixtral-gqa");
@@ -31,8 +33,11 @@ TEST(Tokenize, PlainAndJsonLines) {
   EXPECT_EQ(with_bos, vocab["<s>"].dump() + "," + a + "," + b + "\n");
   EXPECT_EQ(conclave({"tokenize", golden("mixtral-gqa"), "--no-special-tokens"}, "ab").out, a + "," + b + "\n");
 
-  const std::string lines = "{\"text\": \"ab\", \"add_special_tokens\": false, \"parse_special\": false}\n\n{\"text\": \"\", \"add_special_tokens\": false}\n";
-  const std::vector<Json> answers = json_lines(conclave({"tokenize", golden("mixtral-gqa"), "--jsonl", "-"}, lines).out);
+  const std::string lines =
+      "{\"text\": \"ab\", \"add_special_tokens\": false, \"parse_special\": false}\n\n{\"text\": \"\", "
+      "\"add_special_tokens\": false}\n";
+  const std::vector<Json> answers =
+      json_lines(conclave({"tokenize", golden("mixtral-gqa"), "--jsonl", "-"}, lines).out);
   ASSERT_EQ(answers.size(), 2u);
   EXPECT_EQ(answers[0], Json::parse("{\"ids\": [" + a + "," + b + "], \"decoded\": \"ab\"}"));
   EXPECT_EQ(answers[1], Json::parse("{\"ids\": [], \"decoded\": \"\"}"));
@@ -40,7 +45,8 @@ TEST(Tokenize, PlainAndJsonLines) {
 
 TEST(Tokenize, ControlTokensInTextNeedToBeAskedFor) {
   const std::string plain = conclave({"tokenize", golden("mixtral-gqa"), "</s>", "--no-special-tokens"}).out;
-  const std::string parsed = conclave({"tokenize", golden("mixtral-gqa"), "</s>", "--no-special-tokens", "--parse-special"}).out;
+  const std::string parsed =
+      conclave({"tokenize", golden("mixtral-gqa"), "</s>", "--no-special-tokens", "--parse-special"}).out;
   EXPECT_EQ(std::count(plain.begin(), plain.end(), ','), 3) << plain;
   EXPECT_EQ(parsed, vocabulary("mixtral-gqa")["</s>"].dump() + "\n");
 }
@@ -49,7 +55,8 @@ TEST(Tokenize, AFolderWithTokenizerFilesIsEnough) {
   const TemporaryFolder folder;
   std::filesystem::copy(golden("mixtral-gqa") + "/tokenizer.json", folder.path / "mine.json");
   const std::string file = (folder.path / "mine.json").string();
-  EXPECT_EQ(conclave({"tokenize", folder.path.string(), "ab", "--tokenizer-file", file, "--no-special-tokens"}).exit_code, 0);
+  EXPECT_EQ(
+      conclave({"tokenize", folder.path.string(), "ab", "--tokenizer-file", file, "--no-special-tokens"}).exit_code, 0);
   const ProcessResult none = conclave({"tokenize", folder.path.string(), "ab"});
   EXPECT_EQ(none.exit_code, 3);
   EXPECT_NE(none.err.find(folder.path.string()), std::string::npos) << none.err;
@@ -85,11 +92,19 @@ TEST(Detokenize, IsTheInverse) {
 }
 
 TEST(TemplateCommand, JsonLinesNeedNoModel) {
-  const std::string line = Json({{"template", "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}{{ x }}"},
-                                 {"special_tokens", {{"bos_token", "<s>"}}}, {"messages", {{{"role", "user"}, {"content", "é"}}}},
-                                 {"add_generation_prompt", true}, {"extra", {{"x", 7}}}, {"tools", nullptr}, {"now", nullptr}}).dump();
+  const std::string line = Json({{"template",
+                                  "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% "
+                                  "if add_generation_prompt %}>{% endif %}{{ x }}"},
+                                 {"special_tokens", {{"bos_token", "<s>"}}},
+                                 {"messages", {{{"role", "user"}, {"content", "é"}}}},
+                                 {"add_generation_prompt", true},
+                                 {"extra", {{"x", 7}}},
+                                 {"tools", nullptr},
+                                 {"now", nullptr}})
+                               .dump();
   const std::string broken = Json({{"template", "{% if %}"}, {"messages", Json::array()}}).dump();
-  const std::string raised = Json({{"template", "{{ raise_exception('roles must alternate') }}"}, {"messages", Json::array()}}).dump();
+  const std::string raised =
+      Json({{"template", "{{ raise_exception('roles must alternate') }}"}, {"messages", Json::array()}}).dump();
   const ProcessResult r = conclave({"template", "--jsonl", "-"}, line + "\n" + broken + "\n" + raised + "\n");
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const std::vector<Json> answers = json_lines(r.out);
@@ -101,11 +116,16 @@ TEST(TemplateCommand, JsonLinesNeedNoModel) {
 
 TEST(TemplateCommand, RendersTheModelsTemplate) {
   const TemporaryFolder folder;
-  folder.write("chat_template.jinja", "{% for m in messages %}{{ m.content }};{% endfor %}{{ 'A:' if add_generation_prompt }}{{ k }}");
-  const std::string messages = folder.write("m.json", "[{\"role\": \"user\", \"content\": \"hi\"}]").string(), model = folder.path.string();
+  folder.write("chat_template.jinja",
+               "{% for m in messages %}{{ m.content }};{% endfor %}{{ 'A:' if add_generation_prompt }}{{ k }}");
+  const std::string messages = folder.write("m.json", "[{\"role\": \"user\", \"content\": \"hi\"}]").string(),
+                    model = folder.path.string();
   EXPECT_EQ(conclave({"template", model, "--messages", messages}).out, "hi;A:");
-  EXPECT_EQ(conclave({"template", model, "--messages", messages, "--no-generation-prompt", "--kwargs", "{\"k\": \"!\"}"}).out, "hi;!");
-  const ProcessResult bad = conclave({"template", model, "--messages", folder.write("b.json", "[{\"role\": ]").string()});
+  EXPECT_EQ(
+      conclave({"template", model, "--messages", messages, "--no-generation-prompt", "--kwargs", "{\"k\": \"!\"}"}).out,
+      "hi;!");
+  const ProcessResult bad =
+      conclave({"template", model, "--messages", folder.write("b.json", "[{\"role\": ]").string()});
   EXPECT_NE(bad.exit_code, 0);
   EXPECT_NE(bad.err.find("b.json"), std::string::npos) << bad.err;
   EXPECT_EQ(conclave({"template", model, "--messages", messages, "--kwargs", "[1]"}).exit_code, 2);

@@ -10,17 +10,17 @@
 namespace conclave::testing {
 namespace {
 
-const std::vector<std::string> kCommands = {"run", "chat", "dump", "tokenize", "detokenize", "template", "inspect", "synth"};
+const std::vector<std::string> kCommands = {"run",        "chat",     "dump",    "tokenize",
+                                            "detokenize", "template", "inspect", "synth"};
 
 void expect_error(const ProcessResult& r, int code, const std::vector<std::string>& parts) {
   EXPECT_FALSE(r.timed_out);
   EXPECT_EQ(r.exit_code, code) << r.err;
   EXPECT_NE(r.err.find("conclave: error: "), std::string::npos) << r.err;
   const size_t at = r.err.find("conclave: error: ");
-  if (at != std::string::npos) {
-    EXPECT_EQ(r.err.find('\n', at), r.err.size() - 1) << "more than one line: " << r.err;
-  }
-  for (const std::string& part : parts) EXPECT_NE(r.err.find(part), std::string::npos) << "\"" << part << "\" not in: " << r.err;
+  if (at != std::string::npos) { EXPECT_EQ(r.err.find('\n', at), r.err.size() - 1) << "more than one line: " << r.err; }
+  for (const std::string& part : parts)
+    EXPECT_NE(r.err.find(part), std::string::npos) << "\"" << part << "\" not in: " << r.err;
 }
 
 TEST(Usage, VersionAndHelp) {
@@ -47,7 +47,8 @@ TEST(Usage, EveryCommandHasHelpWithAnExample) {
 TEST(Usage, MistakesExitWithTwoAndSuggest) {
   expect_error(conclave({}), 2, {"--help"});
   expect_error(conclave({"rnu"}), 2, {"rnu", "did you mean run?"});
-  expect_error(conclave({"run", "--max-output-lenght", "3"}), 2, {"--max-output-lenght", "did you mean --max-output-length?"});
+  expect_error(conclave({"run", "--max-output-lenght", "3"}), 2,
+               {"--max-output-lenght", "did you mean --max-output-length?"});
   expect_error(conclave({"run", "x", "--max-output-length", "many"}), 2, {"--max-output-length", "many"});
   expect_error(conclave({"run", "x", "--kv", "disk"}), 2, {"--kv", "disk", "paged, contiguous"});
   expect_error(conclave({"run", "x", "--block-size", "577"}), 2, {"--block-size", "577", "1 to 576"});
@@ -60,7 +61,8 @@ TEST(Usage, MistakesExitWithTwoAndSuggest) {
 TEST(Usage, MissingModelsExitWithThree) {
   for (const std::string command : {"run", "chat", "dump", "inspect"}) {
     std::vector<std::string> arguments = {command, "/nonexistent/model"};
-    if (command == "dump") arguments.insert(arguments.end(), {"--prompt-ids", "1", "--out", "/tmp/conclave_unused.safetensors"});
+    if (command == "dump")
+      arguments.insert(arguments.end(), {"--prompt-ids", "1", "--out", "/tmp/conclave_unused.safetensors"});
     expect_error(conclave(arguments), 3, {"/nonexistent/model"});
   }
   expect_error(conclave({"tokenize", "/nonexistent/model", "x"}), 3, {"/nonexistent/model"});
@@ -69,7 +71,8 @@ TEST(Usage, MissingModelsExitWithThree) {
 TEST(Usage, ManyRanksAndForeignFeaturesAreRefusedByName) {
   const std::string model = golden("mixtral-gqa");
   expect_error(conclave({"run", model, "--tp", "8"}), 2, {"--tp", "8", "one rank"});
-  expect_error(run_process(CONCLAVE_BINARY, {.arguments = {"run", model}, .environment = {{"TP_WORLD_SIZE", "4"}}}), 2, {"--tp", "4"});
+  expect_error(run_process(CONCLAVE_BINARY, {.arguments = {"run", model}, .environment = {{"TP_WORLD_SIZE", "4"}}}), 2,
+               {"--tp", "4"});
   expect_error(conclave({"run", model, "--lora-modules", "{\"a\":\"b\"}"}), 2, {"--lora-modules", "LoRA"});
   expect_error(conclave({"run", model, "--is-embedding-model"}), 2, {"--is-embedding-model"});
   expect_error(conclave({"run", model, "--num-beams", "4"}), 2, {"--num-beams", "4"});
@@ -79,8 +82,10 @@ TEST(Usage, ManyRanksAndForeignFeaturesAreRefusedByName) {
 TEST(Usage, PrintConfigShowsEveryOriginWithoutRunning) {
   const TemporaryFolder folder;
   const auto file = folder.write("c.toml", "block_size = 64\n[run]\nseed = 3\n");
-  const ProcessResult r = run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("mixtral-gqa"), "--print-config", "--config", file.string(), "--threads", "1"},
-                                                        .environment = {{"CONCLAVE_TEMPERATURE", "0.5"}, {"RESERVED_MEMORY_GB", "0.25"}}});
+  const ProcessResult r = run_process(
+      CONCLAVE_BINARY,
+      {.arguments = {"run", golden("mixtral-gqa"), "--print-config", "--config", file.string(), "--threads", "1"},
+       .environment = {{"CONCLAVE_TEMPERATURE", "0.5"}, {"RESERVED_MEMORY_GB", "0.25"}}});
   EXPECT_EQ(r.exit_code, 0) << r.err;
   const auto line = [&](const std::string& key) {
     const size_t at = r.out.find("\n" + key + " = ");
@@ -102,14 +107,18 @@ TEST(Usage, PrintConfigShowsEveryOriginWithoutRunning) {
 TEST(Usage, ConfigurationFileErrorsNameFileLineAndKey) {
   const TemporaryFolder folder;
   const auto file = folder.write("c.toml", "# mine\nblok_size = 64\n");
-  expect_error(conclave({"run", golden("mixtral-gqa"), "--config", file.string()}), 2, {file.string() + ":2", "blok_size", "block_size"});
+  expect_error(conclave({"run", golden("mixtral-gqa"), "--config", file.string()}), 2,
+               {file.string() + ":2", "blok_size", "block_size"});
 }
 
 TEST(Usage, ReferenceVariablesWithoutEffectGetOneLine) {
-  const ProcessResult r = run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("mixtral-gqa"), "hi", "--max-output-length", "1"},
-                                                        .environment = {{"LCCL_DETERMINISTIC", "1"}, {"TASK_QUEUE_ENABLE", "1"}}});
+  const ProcessResult r =
+      run_process(CONCLAVE_BINARY, {.arguments = {"run", golden("mixtral-gqa"), "hi", "--max-output-length", "1"},
+                                    .environment = {{"LCCL_DETERMINISTIC", "1"}, {"TASK_QUEUE_ENABLE", "1"}}});
   EXPECT_EQ(r.exit_code, 0) << r.err;
-  EXPECT_NE(r.err.find("conclave: LCCL_DETERMINISTIC has no effect: results are always deterministic"), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("conclave: LCCL_DETERMINISTIC has no effect: results are always deterministic"),
+            std::string::npos)
+      << r.err;
   EXPECT_NE(r.err.find("conclave: TASK_QUEUE_ENABLE has no effect: "), std::string::npos) << r.err;
 }
 

@@ -29,13 +29,19 @@ OptionTable table_for(Fields& f) {
   t.group("Model");
   t.add("model", &f.model, "folder").placeholder("DIR");
   t.add("chat", &f.chat, "use the template");
-  t.add("max-output-length", &f.length, "new tokens").placeholder("N").range(1, 1000).also("max-new-tokens").reference("OLD_LENGTH");
+  t.add("max-output-length", &f.length, "new tokens")
+      .placeholder("N")
+      .range(1, 1000)
+      .also("max-new-tokens")
+      .reference("OLD_LENGTH");
   t.add("temperature", &f.temperature, "randomness").placeholder("X").range(0, 10);
   t.add("seed", &f.seed, "of the sampler").placeholder("N");
-  t.add("kv", &f.kv, "cache layout").choices({"paged", "contiguous"}).reference("OLD_KV", [](const std::string& v, const auto&) -> std::optional<std::string> {
-    if (v == "1") return "contiguous";
-    return std::nullopt;
-  });
+  t.add("kv", &f.kv, "cache layout")
+      .choices({"paged", "contiguous"})
+      .reference("OLD_KV", [](const std::string& v, const auto&) -> std::optional<std::string> {
+        if (v == "1") return "contiguous";
+        return std::nullopt;
+      });
   t.add("prompt", &f.prompts, "text").placeholder("TEXT");
   t.add("benchmark", &f.benchmark, "times").placeholder("FILE").implicit("bench.csv");
   t.add("random-weights", &f.random, "no files").placeholder("SEED").implicit("7");
@@ -44,7 +50,8 @@ OptionTable table_for(Fields& f) {
 
 struct TomlFile {
   std::filesystem::path path;
-  explicit TomlFile(const std::string& text) : path(std::filesystem::temp_directory_path() / ("options_test_" + std::to_string(::getpid()) + ".toml")) {
+  explicit TomlFile(const std::string& text)
+      : path(std::filesystem::temp_directory_path() / ("options_test_" + std::to_string(::getpid()) + ".toml")) {
     std::ofstream(path) << text;
   }
   ~TomlFile() { std::filesystem::remove(path); }
@@ -63,7 +70,8 @@ std::string error_of(const OptionSources& sources) {
 }
 
 void expect_contains(const std::string& text, std::initializer_list<std::string_view> parts) {
-  for (const std::string_view part : parts) EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" not in: " << text;
+  for (const std::string_view part : parts)
+    EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" not in: " << text;
 }
 
 TEST(Options, PrecedenceIsFlagVariableAliasFileModelDefault) {
@@ -71,7 +79,8 @@ TEST(Options, PrecedenceIsFlagVariableAliasFileModelDefault) {
   OptionSources s{.arguments = {"--config", file.path.string(), "--max-output-length", "1"},
                   .variables = {{"CONCLAVE_MAX_OUTPUT_LENGTH", "2"}, {"OLD_LENGTH", "3"}}};
   const int expected[] = {1, 2, 3, 4, 5, 20};
-  const Origin origins[] = {Origin::flag, Origin::variable, Origin::alias, Origin::file, Origin::model, Origin::built_in};
+  const Origin origins[] = {Origin::flag, Origin::variable, Origin::alias,
+                            Origin::file, Origin::model,    Origin::built_in};
   for (int stage = 0; stage < 6; ++stage) {
     if (stage == 1) s.arguments.resize(2);
     if (stage == 2) s.variables.erase("CONCLAVE_MAX_OUTPUT_LENGTH");
@@ -144,18 +153,22 @@ TEST(Options, ImplicitValuesNeedAnEqualsSignToBeReplaced) {
 }
 
 TEST(Options, UnknownFlagsGetASuggestion) {
-  expect_contains(error_of({.arguments = {"--max-output-lenght=5"}}), {"--max-output-lenght", "did you mean --max-output-length?"});
+  expect_contains(error_of({.arguments = {"--max-output-lenght=5"}}),
+                  {"--max-output-lenght", "did you mean --max-output-length?"});
   expect_contains(error_of({.arguments = {"--tempratur", "1"}}), {"--tempratur", "--temperature"});
   expect_contains(error_of({.arguments = {"-n"}}), {"unknown option -n"});
 }
 
 TEST(Options, BadValuesNameOptionValueAndWhatIsAllowed) {
-  expect_contains(error_of({.arguments = {"--max-output-length", "abc"}}), {"--max-output-length", "\"abc\"", "from 1 to 1000"});
-  expect_contains(error_of({.arguments = {"--max-output-length", "0"}}), {"--max-output-length", "\"0\"", "from 1 to 1000"});
+  expect_contains(error_of({.arguments = {"--max-output-length", "abc"}}),
+                  {"--max-output-length", "\"abc\"", "from 1 to 1000"});
+  expect_contains(error_of({.arguments = {"--max-output-length", "0"}}),
+                  {"--max-output-length", "\"0\"", "from 1 to 1000"});
   expect_contains(error_of({.arguments = {"--seed", "-1"}}), {"--seed", "\"-1\"", "whole number"});
   expect_contains(error_of({.arguments = {"--seed", "99999999999999999999"}}), {"--seed"});
   expect_contains(error_of({.arguments = {"--temperature", "nan"}}), {"--temperature", "\"nan\"", "from 0 to 10"});
-  expect_contains(error_of({.arguments = {"--kv", "pages"}}), {"--kv", "\"pages\"", "paged, contiguous", "did you mean paged?"});
+  expect_contains(error_of({.arguments = {"--kv", "pages"}}),
+                  {"--kv", "\"pages\"", "paged, contiguous", "did you mean paged?"});
   expect_contains(error_of({.arguments = {"--seed"}}), {"--seed"});
   expect_contains(error_of({.arguments = {"--chat=maybe"}}), {"--chat", "maybe"});
   expect_contains(error_of({.variables = {{"CONCLAVE_SEED", "x"}}}), {"--seed", "CONCLAVE_SEED", "\"x\""});
@@ -166,11 +179,13 @@ TEST(Options, FileErrorsNameFileLineAndKey) {
   expect_contains(error_of({.arguments = {"--config", typo.path.string()}}),
                   {typo.path.string() + ":2", "unknown key max_output_lenght", "did you mean max_output_length?"});
   const TomlFile value("\nkv = \"disk\"\n");
-  expect_contains(error_of({.arguments = {"--config", value.path.string()}}), {value.path.string() + ":2", "disk", "paged"});
+  expect_contains(error_of({.arguments = {"--config", value.path.string()}}),
+                  {value.path.string() + ":2", "disk", "paged"});
   const TomlFile broken("seed = = 1\n");
   expect_contains(error_of({.arguments = {"--config", broken.path.string()}}), {broken.path.string() + ":1"});
   const TomlFile table("[rnu]\nseed = 1\n");
-  expect_contains(error_of({.arguments = {"--config", table.path.string()}, .commands = {"run", "chat"}}), {"rnu", "did you mean run?"});
+  expect_contains(error_of({.arguments = {"--config", table.path.string()}, .commands = {"run", "chat"}}),
+                  {"rnu", "did you mean run?"});
   expect_contains(error_of({.arguments = {"--config", "/nonexistent.toml"}}), {"/nonexistent.toml"});
 }
 
@@ -178,13 +193,16 @@ TEST(Options, OtherCommandsKeysAreAllowedOnlyAtTheTopOfAFile) {
   const TomlFile top("port = 1\n");
   EXPECT_EQ(error_of({.arguments = {"--config", top.path.string()}, .other_options = {"port"}}), "");
   const TomlFile inside("[run]\nport = 1\n");
-  expect_contains(error_of({.arguments = {"--config", inside.path.string()}, .commands = {"run"}, .other_options = {"port"}}), {"unknown key port"});
+  expect_contains(
+      error_of({.arguments = {"--config", inside.path.string()}, .commands = {"run"}, .other_options = {"port"}}),
+      {"unknown key port"});
 }
 
 TEST(Options, VariablesThatNoCommandKnowsAreNoted) {
   Fields f;
   OptionTable t = table_for(f);
-  t.parse({.variables = {{"CONCLAVE_TEMPERATUR", "1"}, {"CONCLAVE_PORT", "1"}, {"HOME", "/"}}, .other_options = {"port"}});
+  t.parse(
+      {.variables = {{"CONCLAVE_TEMPERATUR", "1"}, {"CONCLAVE_PORT", "1"}, {"HOME", "/"}}, .other_options = {"port"}});
   ASSERT_EQ(t.notes().size(), 1u);
   expect_contains(t.notes()[0], {"CONCLAVE_TEMPERATUR", "--temperature"});
 }
@@ -196,6 +214,14 @@ TEST(Options, TooManyPositionalsAreRefused) {
   EXPECT_THROW(t.parse({.arguments = {"a", "b"}}), Error);
 }
 
+TEST(Options, ACommandMayUseACommonNameForItself) {
+  std::string shape;
+  OptionTable t("synth", "Writes.");
+  t.add("config", &shape, "shape");
+  t.parse({.arguments = {"--config", "no-such-file"}});
+  EXPECT_EQ(shape, "no-such-file");
+}
+
 TEST(Options, HelpListsEveryOptionAndIgnoresTheRest) {
   Fields f;
   OptionTable t = table_for(f);
@@ -203,7 +229,8 @@ TEST(Options, HelpListsEveryOptionAndIgnoresTheRest) {
   t.parse({.arguments = {"--bogus", "--help"}});
   EXPECT_TRUE(t.help_asked());
   for (const std::string& name : t.names()) expect_contains(t.help(), {"--" + name});
-  expect_contains(t.help(), {"usage: conclave run MODEL [PROMPT...]", "conclave run models/demo \"Hello\"", "(default 20)"});
+  expect_contains(t.help(),
+                  {"usage: conclave run MODEL [PROMPT...]", "conclave run models/demo \"Hello\"", "(default 20)"});
 }
 
 }  // namespace
