@@ -51,7 +51,8 @@ class DemoModel : public testing::TestWithParam<std::string> {
 
   std::vector<int32_t> prompt_ids(const Json& row) const {
     if (!row.contains("messages")) return tokenizer_->encode(row.at("prompt").get<std::string>(), EncodeOptions{});
-    return tokenizer_->encode(chat_->render({.messages = row.at("messages")}));
+    ChatTemplate::Request request{row.at("messages"), true, nullptr, nullptr, nullptr, ""};
+    return tokenizer_->encode(chat_->render(request));
   }
 
   std::optional<Checkpoint> checkpoint_;
@@ -72,7 +73,10 @@ TEST_P(DemoModel, GeneratesTheReferenceTokensInOneBatch) {
   std::map<RequestId, std::vector<int32_t>> output;
   std::map<RequestId, const Json*> asked;
   for (const Json& row : rows_) {
-    Request request{.prompt = row.at("prompt_ids").get<std::vector<int32_t>>(), .max_new_tokens = 24, .eos_ids = spec_.eos_ids};
+    Request request;
+    request.prompt = row.at("prompt_ids").get<std::vector<int32_t>>();
+    request.max_new_tokens = 24;
+    request.eos_ids = spec_.eos_ids;
     asked[engine.submit(request)] = &row;
   }
   while (!engine.idle())
