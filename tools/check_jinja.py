@@ -3,7 +3,7 @@
 
     check_jinja.py CONCLAVE [--show N]
     check_jinja.py --write FILE         (the expressions with jinja2's answers: the vectors of tests/text/jinja_test.cpp)
-Renders every snippet below, each with several sets of variables, through jinja2 (3.1, from PyPI) and through
+Renders every snippet below, each with several sets of variables, through jinja2 3.1 and through
 `conclave template --jsonl`; texts must be equal, and what one refuses the other must refuse. The last line is the figure."""
 import argparse, datetime, itertools, json, subprocess, sys, tempfile
 
