@@ -9,7 +9,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure -j2
 
-.PHONY: run build test test-unit test-sanitized test-fuzz test-vectors check bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors check bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -36,12 +36,21 @@ test-unit:
 	cmake --build build
 	cd build && $(CTEST)
 
-# The same tests of everything that reads untrusted input, with clang, AddressSanitizer and UndefinedBehaviorSanitizer.
+# The tests of everything that reads untrusted input, with clang, AddressSanitizer and UndefinedBehaviorSanitizer, and the fuzz targets.
+SANITIZED = cmake -G Ninja -S . -B build-sanitized -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+  -DCONCLAVE_TESTS=ON -DCONCLAVE_SANITIZE=ON -DCONCLAVE_FUZZ=ON
+
 test-sanitized:
 	@tools/setup/packages.sh test
-	cmake -G Ninja -S . -B build-sanitized -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
-	  -DCONCLAVE_TESTS=ON -DCONCLAVE_SANITIZE=ON -DCONCLAVE_FUZZ=ON
-	cmake --build build-sanitized --target sanitized_tests fuzz_targets
+	$(SANITIZED)
+	cmake --build build-sanitized --target parser_tests fuzz_targets
+	cd build-sanitized && $(CTEST) -L parsers
+
+# Every test but the slowest under the sanitizers: some 30 minutes.
+test-sanitized-all:
+	@tools/setup/packages.sh test
+	$(SANITIZED)
+	cmake --build build-sanitized --target sanitized_tests
 	cd build-sanitized && $(CTEST) -L sanitized
 
 test-fuzz: test-sanitized
@@ -53,10 +62,10 @@ test-vectors: test-unit
 	else echo "test-vectors: skipped, no folder of additional vectors beside the project"; fi
 
 bench:
-	@tools/setup/packages.sh test
+	@tools/setup/packages.sh bench
 	cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_BENCH=ON
-	cmake --build build
-	build/bench/bench_ops
+	cmake --build build --target kernel_bench
+	build/bench/kernel_bench $(ARGS)
 
 clean:
 	rm -rf build build-sanitized
