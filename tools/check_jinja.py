@@ -93,7 +93,7 @@ def main():
                     + ",\n\"vectors\": [\n" + ",\n".join(json.dumps(v) for v in vectors) + "\n]\n}\n")
         return False
     for template, d in cases():
-        rows.append(dict(d, template=template, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, now=NOW))
+        rows.append(dict({"add_generation_prompt": False}, **d, template=template, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, now=NOW))
         wants.append(reference(env, template, d))
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as f:
         f.write("".join(json.dumps(r) + "\n" for r in rows)); f.flush()
