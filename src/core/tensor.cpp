@@ -33,7 +33,7 @@ size_t checked_product(std::span<const int64_t> factors, std::string_view what) 
 
 Tensor Tensor::rows(int64_t begin, int64_t count) const {
   if (rank == 0 || begin < 0 || count < 0 || count > dim[0] - begin)
-    throw Error(Error::Kind::internal, fmt::format("rows [{}, {}) of {}", begin, begin + count, describe(*this)));
+    throw Error(Error::Kind::internal, fmt::format("{} rows from {} of {}", count, begin, describe(*this)));
   Tensor part = *this;
   part.data = static_cast<std::byte*>(data) + static_cast<size_t>(begin * stride[0]) * size_of(dtype);
   part.dim[0] = count;
@@ -42,7 +42,7 @@ Tensor Tensor::rows(int64_t begin, int64_t count) const {
 
 Tensor Tensor::columns(int64_t begin, int64_t count) const {
   if (rank != 2 || begin < 0 || count < 0 || count > dim[1] - begin)
-    throw Error(Error::Kind::internal, fmt::format("columns [{}, {}) of {}", begin, begin + count, describe(*this)));
+    throw Error(Error::Kind::internal, fmt::format("{} columns from {} of {}", count, begin, describe(*this)));
   Tensor part = *this;
   part.data = static_cast<std::byte*>(data) + static_cast<size_t>(begin) * size_of(dtype);
   part.dim[1] = count;

@@ -227,12 +227,6 @@ RandomFormat parse_random_format(std::string_view text) {
               fmt::format("weight format \"{}\" is not one of bf16, f16, f32, fp8, int8, w8a8", text));
 }
 
-QuantSpec quantisation_of(RandomFormat format) {
-  if (format == RandomFormat::fp8) return {WeightScheme::fp8_block, Activations::floating};
-  if (format == RandomFormat::int8) return {WeightScheme::int8_channel, Activations::int8_token};
-  return {};
-}
-
 bool is_quantised(const TensorInfo& info, RandomFormat format) {
   return info.linear && (format == RandomFormat::fp8 || (format == RandomFormat::int8 && info.part != Part::kv_up));
 }

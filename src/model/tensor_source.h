@@ -48,8 +48,6 @@ enum class RandomFormat : uint8_t { f32, f16, bf16, fp8, int8 };
 /// Parses "bf16|f16|f32|fp8|int8|w8a8"; throws bad_input listing the choices.
 RandomFormat parse_random_format(std::string_view text);
 
-/// The quantisation that the spec of such a model states: set ModelSpec::quant to it before loading.
-QuantSpec quantisation_of(RandomFormat format);
 /// Whether a tensor is quantised in a generated model of this format, and the type it is stored in.
 bool is_quantised(const TensorInfo& info, RandomFormat format);
 DType stored_dtype(const ModelSpec& spec, const TensorInfo& info, RandomFormat format);
