@@ -81,36 +81,36 @@ Json json_of(const BenchmarkRun& run) {
                         {"decode_tokens_per_s", f.decode_tokens_per_s}});
   }
   const double decode_s = sum(run.times.decode);
-  const double bytes = static_cast<double>(run.engine.bytes_touched_per_token());
+  const size_t bytes = run.engine.bytes_touched_per_token();
+  const auto decode_steps = static_cast<double>(run.times.decode.size());
   const EngineOptions& options = run.engine.options();
-  return {
-      {"version", CONCLAVE_VERSION},
-      {"compiler", __VERSION__},
-      {"architecture", run.engine.spec().architecture},
-      {"random_weights", run.random_weights},
-      {"device",
-       {{"processor", processor_name()},
-        {"backend", options.backend},
-        {"isa", run.engine.isa()},
-        {"threads", run.engine.threads()}}},
-      {"precision", options.precision == Precision::exact ? "exact" : "fast"},
-      {"batch_size", run.batch_size},
-      {"load_ms", run.engine.load_ms()},
-      {"e2e_ms", t.e2e},
-      {"prefill_ms", t.prefill},
-      {"prefill_average_ms", t.prefill_average},
-      {"decode_token_ms", t.decode_token},
-      {"prefill_step_ms", ms(run.times.prefill)},
-      {"decode_step_ms", ms(run.times.decode)},
-      {"weight_bytes_per_token", bytes},
-      {"weight_gb_per_s", decode_s > 0 ? bytes * static_cast<double>(run.times.decode.size()) / decode_s / 1e9 : 0.0},
-      {"memory_bytes",
-       {{"weights", run.engine.memory().weights},
-        {"kv_cache", run.engine.memory().kv_cache},
-        {"activations", run.engine.memory().activations},
-        {"workspace", run.engine.memory().workspace}}},
-      {"logits_hash", fmt::format("{:016x}", run.logits_hash)},
-      {"requests", requests}};
+  return {{"version", CONCLAVE_VERSION},
+          {"compiler", __VERSION__},
+          {"architecture", run.engine.spec().architecture},
+          {"random_weights", run.random_weights},
+          {"device",
+           {{"processor", processor_name()},
+            {"backend", options.backend},
+            {"isa", run.engine.isa()},
+            {"threads", run.engine.threads()}}},
+          {"precision", options.precision == Precision::exact ? "exact" : "fast"},
+          {"batch_size", run.batch_size},
+          {"load_ms", run.engine.load_ms()},
+          {"e2e_ms", t.e2e},
+          {"prefill_ms", t.prefill},
+          {"prefill_average_ms", t.prefill_average},
+          {"decode_token_ms", decode_steps > 0 ? decode_s * 1000 / decode_steps : 0.0},
+          {"prefill_step_ms", ms(run.times.prefill)},
+          {"decode_step_ms", ms(run.times.decode)},
+          {"weight_bytes_per_token", bytes},
+          {"weight_gb_per_s", decode_s > 0 ? static_cast<double>(bytes) * decode_steps / decode_s / 1e9 : 0.0},
+          {"memory_bytes",
+           {{"weights", run.engine.memory().weights},
+            {"kv_cache", run.engine.memory().kv_cache},
+            {"activations", run.engine.memory().activations},
+            {"workspace", run.engine.memory().workspace}}},
+          {"logits_hash", fmt::format("{:016x}", run.logits_hash)},
+          {"requests", requests}};
 }
 
 fs::path json_beside(const fs::path& file) {

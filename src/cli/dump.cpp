@@ -69,7 +69,7 @@ class DumpCommand : public Command {
   }
 
   void complete(OptionTable& table) override {
-    take_model(options_, positionals_);
+    take_model(table, options_, positionals_);
     if (!positionals_.empty())
       throw Error(Error::Kind::bad_input, fmt::format("unexpected argument \"{}\"", positionals_[0]));
     if (table.print_config_asked() && options_.model.empty()) return;

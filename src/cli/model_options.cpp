@@ -115,9 +115,9 @@ void require_one_rank(const ParallelOptions& o) {
   }
 }
 
-void take_model(ModelOptions& o, std::vector<std::string>& positionals) {
+void take_model(OptionTable& table, const ModelOptions& o, std::vector<std::string>& positionals) {
   if (!o.model.empty() || positionals.empty()) return;
-  o.model = positionals.front();
+  table.argument("model", positionals.front());
   positionals.erase(positionals.begin());
 }
 

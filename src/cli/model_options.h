@@ -33,7 +33,7 @@ void declare_parallel_options(OptionTable& table, ParallelOptions& options);
 void require_one_rank(const ParallelOptions& options);
 
 /// Takes MODEL from the positionals unless --model gave it; what is left are the command's other arguments.
-void take_model(ModelOptions& options, std::vector<std::string>& positionals);
+void take_model(OptionTable& table, const ModelOptions& options, std::vector<std::string>& positionals);
 
 /// Engine options; the caller adds its batch and context. Throws bad_input for combinations that are not offered.
 EngineOptions engine_options(const ModelOptions& options);

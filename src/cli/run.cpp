@@ -41,7 +41,7 @@ class RunCommand : public Command {
   }
 
   void complete(OptionTable& table) override {
-    take_model(model_options_, prompts_);
+    take_model(table, model_options_, prompts_);
     refuse_options(table);
     require_one_rank(parallel_);
     if (table.print_config_asked() && model_options_.model.empty()) return;

@@ -220,13 +220,6 @@ Option* OptionTable::lookup(std::string_view name) {
   return nullptr;
 }
 
-const Option& OptionTable::find(std::string_view name) const {
-  for (const auto& option : options_) {
-    if (option->name_ == name) return *option;
-  }
-  throw Error(Error::Kind::internal, fmt::format("command {} has no option {}", command_, name));
-}
-
 std::vector<std::string> OptionTable::names() const {
   std::vector<std::string> result;
   for (const auto& option : options_) {
@@ -381,10 +374,22 @@ void OptionTable::parse(const OptionSources& sources) {
   for (const auto& [option, values] : flags) option->assign(values, Origin::flag, "flag");
 }
 
+Option& OptionTable::known(std::string_view name) const {
+  for (const auto& option : options_) {
+    if (option->name_ == name) return *option;
+  }
+  throw Error(Error::Kind::internal, fmt::format("command {} has no option {}", command_, name));
+}
+
+const Option& OptionTable::find(std::string_view name) const { return known(name); }
+
+void OptionTable::argument(std::string_view name, const std::string& value) {
+  known(name).assign({value}, Origin::flag, "argument");
+}
+
 void OptionTable::model_default(std::string_view name, const std::string& value, const std::string& detail) {
-  Option* option = lookup(name);
-  if (!option) throw Error(Error::Kind::internal, fmt::format("command {} has no option {}", command_, name));
-  if (option->origin_ <= Origin::model) option->assign({value}, Origin::model, detail);
+  Option& option = known(name);
+  if (option.origin_ <= Origin::model) option.assign({value}, Origin::model, detail);
 }
 
 }  // namespace conclave

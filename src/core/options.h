@@ -118,6 +118,8 @@ class OptionTable {
 
   /// Sets an option that nothing stronger has set; `detail` names the file or rule.
   void model_default(std::string_view name, const std::string& value, const std::string& detail);
+  /// Sets an option that was written as a positional argument.
+  void argument(std::string_view name, const std::string& value);
   const Option& find(std::string_view name) const;
   /// True when a flag, variable, alias or file set it.
   bool given(std::string_view name) const { return find(name).origin() > Origin::model; }
@@ -136,6 +138,7 @@ class OptionTable {
   Values parse_flags(const std::vector<std::string>& arguments);
   void read_file(const std::string& file, const OptionSources& sources);
   Option* lookup(std::string_view name);
+  Option& known(std::string_view name) const;
   void read_variables(const OptionSources& sources);
   [[noreturn]] void unknown_flag(const std::string& argument) const;
 

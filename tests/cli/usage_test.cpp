@@ -95,6 +95,7 @@ TEST(Usage, PrintConfigShowsEveryOriginWithoutRunning) {
     EXPECT_TRUE(line(key).starts_with(key + " = " + value + " ")) << line(key);
     EXPECT_TRUE(line(key).ends_with("# " + origin)) << line(key);
   };
+  expect("model", '"' + golden("mixtral-gqa") + '"', "argument");
   expect("threads", "1", "flag");
   expect("temperature", "0.5", "variable CONCLAVE_TEMPERATURE");
   expect("reserve_memory", "0.25", "variable RESERVED_MEMORY_GB");
