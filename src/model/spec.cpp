@@ -8,11 +8,6 @@
 namespace conclave {
 namespace {
 
-std::string substitute(std::string text, std::string_view key, int value) {
-  if (const size_t at = text.find(key); at != std::string::npos) text.replace(at, key.size(), std::to_string(value));
-  return text;
-}
-
 int64_t elements(const TensorInfo& info) {
   return std::accumulate(info.shape.begin(), info.shape.end(), int64_t{1}, std::multiplies<>());
 }
@@ -145,6 +140,11 @@ bool matches(std::string_view pattern, std::string_view name) {
 }
 
 }  // namespace
+
+std::string substitute(std::string text, std::string_view key, int value) {
+  if (const size_t at = text.find(key); at != std::string::npos) text.replace(at, key.size(), std::to_string(value));
+  return text;
+}
 
 std::string_view name_of(Part part) {
   constexpr std::array<std::string_view, 10> kNames{"embedding", "head",   "norm",        "attention", "kv_up",

@@ -40,6 +40,9 @@ struct Names {
   std::string experts_key = "n_routed_experts", expert_inner_key = "moe_intermediate_size";  ///< of config.json, for messages
 };
 
+/// `text` with the placeholder `key` ("{L}", "{E}") replaced by a number.
+std::string substitute(std::string text, std::string_view key, int value);
+
 struct ModelSpec {
   std::string family;        ///< model_type
   std::string architecture;  ///< as config.json names it

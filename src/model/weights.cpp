@@ -16,11 +16,6 @@ using Layout = Weight::Layout;
 constexpr size_t kAlignment = 64;
 size_t padded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-std::string substitute(std::string text, std::string_view key, int value) {
-  if (const size_t at = text.find(key); at != std::string::npos) text.replace(at, key.size(), std::to_string(value));
-  return text;
-}
-
 /// Hands out consecutive pieces of an item's share of the arena.
 class Pieces {
  public:

@@ -38,19 +38,7 @@ class JsonTokenizer : public Tokenizer {
     encode_marked(mark_text(spans), ids);
     return ids;
   }
-  std::string decode(std::span<const int32_t> ids, bool skip_special) const override {
-    std::string bytes;
-    bool at_start = true;
-    for (const int32_t id : ids) append_bytes(id, skip_special, at_start, bytes);
-    return lossy_utf8(bytes);
-  }
   void append_bytes(int32_t id, bool skip_special, bool& at_start, std::string& out) const override;
-  std::string token_bytes(int32_t id) const override {
-    bool at_start = false;
-    std::string bytes;
-    append_bytes(id, false, at_start, bytes);
-    return bytes;
-  }
   bool strips_leading_space() const override { return decoder_->strips_leading_space(); }
   bool is_special(int32_t id) const override {
     const AddedToken* token = added_by_id(id);

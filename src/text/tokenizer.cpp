@@ -160,4 +160,18 @@ void check_added_tokens(const std::vector<AddedToken>& tokens, const std::string
     throw Error(Error::Kind::bad_model, fmt::format("{}: added tokens of {} bytes together, at most {} are read", source, total, kMaxAddedBytes));
 }
 
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
+  std::string bytes;
+  bool at_start = true;
+  for (const int32_t id : ids) append_bytes(id, skip_special, at_start, bytes);
+  return lossy_utf8(bytes);
+}
+
+std::string Tokenizer::token_bytes(int32_t id) const {
+  bool at_start = false;
+  std::string bytes;
+  append_bytes(id, false, at_start, bytes);
+  return bytes;
+}
+
 }  // namespace conclave

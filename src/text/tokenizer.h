@@ -46,7 +46,7 @@ class Tokenizer {
 
   /// Text of the ids; ids without text (padded vocabulary rows) and, with skip_special, special tokens give nothing.
   /// Negative ids are refused (bad_input).
-  virtual std::string decode(std::span<const int32_t> ids, bool skip_special) const = 0;
+  std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 
   /// Appends the raw bytes of the next id of a sequence; `at_start` is the state of the decoding, true before the first id
   /// (a dummy prefix is dropped there). What decode and StreamDecoder are made of. Negative ids are refused (bad_input).
@@ -54,7 +54,7 @@ class Tokenizer {
 
   /// Raw bytes that one id adds to a text when it is not the first one; may be part of a UTF-8 character.
   /// Special tokens give their literal text. Empty for ids without text.
-  virtual std::string token_bytes(int32_t id) const = 0;
+  std::string token_bytes(int32_t id) const;
 
   /// True when decoding drops one leading space of the whole text (dummy prefix).
   virtual bool strips_leading_space() const = 0;
