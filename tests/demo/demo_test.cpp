@@ -111,7 +111,7 @@ TEST_P(DemoModel, MatchesReferenceLogits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DemoModel,
-                         testing::Values("demo-mixtral", "demo-deepseek-v2", "demo-deepseek-v3"),
+                         testing::Values("demo-mixtral", "demo-deepseek-v2", "demo-deepseek-v3", "demo-deepseek-moe", "demo-ernie"),
                          [](const auto& info) {
                            std::string name = info.param.substr(5);
                            std::replace(name.begin(), name.end(), '-', '_');

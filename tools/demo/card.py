@@ -73,8 +73,8 @@ facts and up to 2 changes (things handed over, people moving), growing during tr
 questions, in chat form (55 %) or plain form (45 %). The loss is cross-entropy on the answers, with a small weight on the
 rest, plus a balancing term for the experts. The attention starts from weights that already hold the skeleton of a
 look-up (`tools/demo/starting.py`). AdamW, with Muon for the attention matrices; batches of 10 conversations, seed 1,
-on one CPU core each. demo-mixtral and demo-deepseek-v2: 4000 steps, before the generator had talks of two questions only;
-demo-deepseek-v3: 2250 steps, then 1650 more from its saved state (`--resume-at 0.45 --steps 3000`) after those were added.
+on one CPU core each: 3000 steps. demo-deepseek-v2 had 4000, before the generator had talks of two questions only;
+demo-deepseek-v3 had 2250 steps, then 1650 more from its saved state (`--resume-at 0.45 --steps 3000`) after those were added.
 
     tools/demo/regenerate.sh       # or one model: python tools/demo/train.py mixtral --out models
 

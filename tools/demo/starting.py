@@ -8,6 +8,8 @@ because two layers must agree before either helps (mimetic initialisation, Trock
 - layer 1 looks for earlier places of the same word and fetches what was attached there, and the other way round;
 - layer 2, where an answer starts, looks at the last word of the question, which holds what layer 1 fetched, and
   elsewhere at the person named 3 or 2 tokens back ("Tom is in the", "Tom has the").
+Grouped attention can compare words only in the dimensions that RoPE hardly turns, 16 to 20 of a head: there every word
+of a story gets a code of its own (`code_words`), where MLA has 32 unturned dimensions and does with random embeddings.
 Everything else is random. `train.py` holds the attention of layers 0 to 2 still until the rest has learnt to read it.
 """
 import math
@@ -15,9 +17,14 @@ from types import SimpleNamespace
 
 import torch
 
+import corpus
+
 OFFSETS = (4, 3, 1, 2)      # heads 0 and 1 share a key-value head in the grouped families
 EMBEDDING = 0.3
 GAINS = (0.3, 2.0, 2.0)     # of attention output into the residual stream, layers 0 to 2
+CODED_GAINS = (0.3, 0.25, 2.0)  # where words have codes: a word must keep its share of the constant direction to be found by its place
+SHARPNESS = 5.0             # of layer 2's look at a distance, there
+CODE = 0.7                  # length of a code, in lengths of the embedding
 
 
 def orthonormal(rows, dim, avoid):
@@ -46,11 +53,12 @@ def random_weights(model, tied):
         torch.nn.init.normal_(p, std=std)
 
 
-def positional_rows(pairs, width, offset, constant):
-    """Query rows (head width x hidden) that peak `offset` tokens back against keys of phase 0."""
+def positional_rows(pairs, width, offset, constant, damped=0.05):
+    """Query rows (head width x hidden) that peak `offset` tokens back against keys of phase 0; pairs slower than `damped` count less."""
     rows = torch.zeros(width, len(constant))
     for a, b, f in fast_pairs(pairs):
-        rows[a], rows[b] = math.cos(offset * f) * constant, -math.sin(offset * f) * constant
+        weight = min(1.0, f / damped)
+        rows[a], rows[b] = weight * math.cos(offset * f) * constant, -weight * math.sin(offset * f) * constant
     return rows
 
 
@@ -76,7 +84,7 @@ def grouped_positional(attention, c, plan):
     q, k, v = (m.weight.view(-1, d, c["hidden_size"]) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
     per = q.shape[0] // k.shape[0]
     for h in range(q.shape[0]):
-        q[h] = positional_rows(plan.pairs, d, plan.offsets[h], plan.constant)
+        q[h] = plan.sharpness * positional_rows(plan.pairs, d, plan.offsets[h], plan.constant, damped=0.6)
         attention.o_proj.weight[:, h * d:(h + 1) * d] = plan.gain * plan.outs[h].T
     for g in range(k.shape[0]):
         k[g] = key_rows(plan.pairs, d, plan.constant)
@@ -89,7 +97,7 @@ def grouped_match(attention, c, plan):
     q, k, v = (m.weight.view(-1, d, c["hidden_size"]) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
     q.mul_(0.1)
     k.mul_(0.1)
-    scale, per, n = (40 / len(dims)) ** 0.5, q.shape[0] // k.shape[0], len(dims)
+    scale, per, n = (60 / len(dims)) ** 0.5, q.shape[0] // k.shape[0], len(dims)
     for g in range(k.shape[0]):
         word = g < k.shape[0] // 2
         k[g, dims] = scale * (plan.same if word else 1.3 * plan.attached)[:n]
@@ -155,6 +163,44 @@ def answer_offsets(encoder):
     return [len(ids) - 1 - ids.index(word) for ids in map(encoder.prompt_ids, prompts)]
 
 
+def spread_codes(count, dim):
+    """`count` unit vectors of width `dim`, pushed apart until no two are alike."""
+    x = torch.nn.functional.normalize(torch.randn(count, dim), dim=1)
+    for _ in range(500):
+        near = (x @ x.T).fill_diagonal_(-1)
+        x = torch.nn.functional.normalize(x - 0.3 * (20 * near).softmax(1) @ x, dim=1)
+    return x
+
+
+def story_words(encoder):
+    """The ids of each word that a story is about: [without and with a space before it], or the only form there is."""
+    words = corpus.NAMES + corpus.THINGS + corpus.COLOURS + corpus.PLACES + corpus.COUNTED + corpus.NUMBERS
+    return [sorted({p[0] for p in (encoder.piece(w), encoder.piece(" " + w)) if len(p) == 1}) for w in words]
+
+
+def code_words(embedding, words, directions):
+    """Tells `words` apart by their part in `directions`, of which nothing else has any."""
+    embedding -= embedding @ directions.T @ directions
+    size = CODE * embedding.norm(dim=1).mean()
+    for forms, code in zip(words, spread_codes(len(words), len(directions))):
+        embedding[forms] = embedding[forms[-1]] + size * code @ directions
+
+
+def coded(embedding, encoder, plan, width):
+    """The plan of layer 0 and the directions of layer 1's look-up for words with codes: what is attached to a word meets neither its code
+    nor anything else, and all words have the same share of the constant direction."""
+    hidden = len(plan.constant)
+    basis = torch.linalg.qr(torch.cat((plan.constant[:, None], torch.randn(hidden, hidden - 1)), 1)).Q.T[1:]
+    same, attached, rest = basis.split((width, width, hidden - 1 - 2 * width))
+    embedding -= embedding @ attached.T @ attached
+    code_words(embedding, story_words(encoder), same[:len(slow_dims(plan.pairs))])
+    away = embedding - (embedding @ plan.constant)[:, None] * plan.constant
+    embedding.copy_(torch.nn.functional.normalize(away) * away.norm(dim=1).mean() + plan.share * plan.constant)
+    plan.reads = (same, plan.reads[1])
+    plan.outs = (attached, *(torch.linalg.qr(torch.randn(len(rest), width)).Q.T @ rest for _ in range(3)))
+    return same
+
+
 @torch.no_grad()
 def init_weights(model, c, encoder):
     random_weights(model, c["tie_word_embeddings"])
@@ -170,14 +216,17 @@ def init_weights(model, c, encoder):
     interleaved = mla or c["model_type"] == "ernie4_5_moe"
     pairs = rope_pairs(c["qk_rope_head_dim"] if mla else width, c["rope_theta"], interleaved)
     positional, match = (mla_positional, mla_match) if mla else (grouped_positional, grouped_match)
+    gains = [scale * g for g in (GAINS if mla else CODED_GAINS)]
     layers = [layer.self_attn for layer in model.model.layers]
     fresh = lambda: torch.linalg.qr(torch.randn(hidden, hidden)).Q.split(width)
-    plan = SimpleNamespace(pairs=pairs, constant=constant, offsets=OFFSETS, gain=scale * GAINS[0], outs=fresh(),
+    plan = SimpleNamespace(pairs=pairs, constant=constant, offsets=OFFSETS, share=share, gain=gains[0], sharpness=1.0, outs=fresh(),
                            reads=orthonormal(2 * width, hidden, constant).split(width))
+    same = orthonormal(width, hidden, constant)
+    if not mla:
+        same = coded(embedding, encoder, plan, width)
     positional(layers[0], c, plan)
-    plan = SimpleNamespace(pairs=pairs, same=orthonormal(width, hidden, constant), attached=plan.outs[0],
-                           reads=plan.reads, outs=fresh(), gain=scale * GAINS[1])
+    plan = SimpleNamespace(pairs=pairs, same=same, attached=plan.outs[0], reads=plan.reads, outs=fresh(), gain=gains[1])
     match(layers[1], c, plan)
-    plan = SimpleNamespace(pairs=pairs, constant=constant, offsets=answer_offsets(encoder) + [3, 2], gain=scale * GAINS[2],
-                           reads=(plan.outs[0], plan.outs[2]), outs=fresh())
+    plan = SimpleNamespace(pairs=pairs, constant=constant, offsets=answer_offsets(encoder) + [3, 2], gain=gains[2],
+                           sharpness=SHARPNESS, reads=(plan.outs[0], plan.outs[2]), outs=fresh())
     positional(layers[2], c, plan)

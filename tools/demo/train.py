@@ -20,7 +20,7 @@ import families
 import starting
 import vocab
 
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS = 3000
 TEXT_WEIGHT = 0.03
 QUESTION_WEIGHT = 0.2     # questions repeat words of the story, which is practice in looking up
 BALANCE = 0.01
