@@ -60,8 +60,8 @@ struct LocalRanks {
   int grace_ms = 7000;                        ///< for the others to end by themselves after one has failed
 };
 /// Runs them with the variables of a rendezvous on loopback and a job name of their own; returns when all have ended, and leaves none behind:
-/// they die with this process. Lines that several ranks write to stderr are printed once. Returns 0, or the exit code of the rank that failed
-/// first; a rank that was killed counts as 6, with one line that names it.
+/// they die with this process. Lines that several ranks write to stderr are printed once; SIGINT and SIGTERM go on to all ranks. Returns 0, the
+/// exit code that all failed ranks have in common, or 6. Where no rank could say why, one line names the one that ended first.
 int run_local_ranks(const LocalRanks& ranks);
 
 }  // namespace conclave

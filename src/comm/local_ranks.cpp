@@ -6,13 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <map>
 #include <random>
-#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -81,9 +82,11 @@ class Launcher {
   std::vector<Child> children_;
   sigset_t signals_{}, before_{};
   int signal_fd_ = -1;
-  std::set<std::string> printed_;
+  std::map<std::string, int> printed_;  // lines, and the rank each is from
   int result_ = 0;
   Clock::time_point failed_{};  // when the first rank did
+  int first_ = 0;
+  std::string verdict_;  // what became of it
   int steps_ = 0;               // taken since to end the others
 };
 
@@ -139,8 +142,9 @@ void Launcher::become(int rank, const std::vector<std::string>& variables, int e
 
 /// A line that another rank has printed already tells nothing new.
 void Launcher::print(int rank, const std::string& line) {
-  if (rank > 0 && printed_.contains(line)) return;
-  if (printed_.size() < kLinesKept) printed_.insert(line);
+  const auto found = printed_.find(line);
+  if (found != printed_.end() && found->second != rank) return;
+  if (printed_.size() < kLinesKept) printed_.emplace(line, rank);
   fmt::print(stderr, "{}\n", line);
 }
 
@@ -176,12 +180,15 @@ void Launcher::collect() {
     if (child.pid <= 0 || waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
     child.pid = 0;
     read_errors(rank);
-    const bool killed = WIFSIGNALED(status);
-    const int code = killed ? kFailed : WEXITSTATUS(status);
-    if (code == 0 || result_ != 0) continue;
-    result_ = code;
-    failed_ = Clock::now();
-    if (killed) print(0, fmt::format("error: rank {} of {} was ended by signal {} ({})", rank, ranks_.size, WTERMSIG(status), strsignal(WTERMSIG(status))));
+    const int code = WIFSIGNALED(status) ? kFailed : WEXITSTATUS(status);
+    if (code == 0) continue;
+    if (result_ == 0) {
+      failed_ = Clock::now();
+      first_ = rank;
+      verdict_ = WIFSIGNALED(status) ? fmt::format("was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)))
+                                     : fmt::format("ended with exit code {}", code);
+    }
+    result_ = result_ == 0 || result_ == code ? code : kFailed;
   }
 }
 
@@ -214,6 +221,8 @@ int Launcher::run() {
     hurry();
   }
   for (int rank = 0; rank < ranks_.size; ++rank) read_errors(rank);
+  const bool told = std::ranges::any_of(printed_, [](const auto& line) { return line.first.starts_with("error: "); });
+  if (result_ != 0 && !told) fmt::print(stderr, "error: rank {} of {} {}\n", first_, ranks_.size, verdict_);
   return result_;
 }
 

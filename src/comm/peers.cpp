@@ -37,7 +37,7 @@ struct Peer {
   Clock::time_point heard;
   std::optional<Clock::time_point> lost;  // its connection ended
   std::optional<Clock::time_point> left;  // it said that it ends
-  std::string phase;
+  std::string phase = "start";
 };
 
 /// One process of the job: its transport, its peers and the end of it all.
@@ -61,6 +61,7 @@ class World {
   Transport& transport() { return *transport_; }
   void send(int to, uint32_t tag, Bytes head, Bytes body, std::string_view call);
   Bytes receive(int from, uint32_t tag, std::string_view call);
+  void expect(int peer, Clock::time_point start, std::string_view call);
   void flush(uint32_t tag);
   void check() {
     if (!ended_.load(std::memory_order_acquire)) return;
@@ -87,8 +88,7 @@ class World {
 
  private:
   std::string describe_locked(int rank) const {
-    const std::string& phase = peers_[static_cast<size_t>(rank)].phase;
-    return phase.empty() ? fmt::format("rank {}", rank) : fmt::format("rank {} (phase {})", rank, phase);
+    return fmt::format("rank {} (phase {})", rank, peers_[static_cast<size_t>(rank)].phase);
   }
   void watch();
   void listen();
@@ -231,32 +231,26 @@ void World::take_leave() {
 }
 
 void World::send(int to, uint32_t tag, Bytes head, Bytes body, std::string_view call) {
-  const auto start = Clock::now();
-  while (!transport_->send(to, tag, head, body)) {
-    check();
-    if (limits_.call_ms > 0 && Clock::now() - start > milliseconds(limits_.call_ms))
-      fail(Error::Kind::network, fmt::format("{} did not take the messages of {} within {} ms of {}: it hangs, or its work takes longer than the limit",
-                                             describe(to), call, limits_.call_ms, describe(transport_->rank())));
-    std::this_thread::sleep_for(milliseconds(1));
-  }
+  for (const auto start = Clock::now(); !transport_->send(to, tag, head, body); std::this_thread::sleep_for(milliseconds(1))) expect(to, start, call);
 }
 
 Bytes World::receive(int from, uint32_t tag, std::string_view call) {
-  const auto start = Clock::now();
-  while (true) {
+  for (const auto start = Clock::now();; expect(from, start, call))
     if (const auto message = transport_->receive(from, tag, kTick)) return *message;
-    check();
-    const auto now = Clock::now();
-    std::unique_lock lock(mutex_);
-    const auto left = peers_[static_cast<size_t>(from)].left;
-    lock.unlock();
-    if (left && now - *left > kFarewell)
-      fail(Error::Kind::network, fmt::format("{} left while {} waited for it in {}: see its own message", describe(from),
-                                             describe(transport_->rank()), call));
-    if (limits_.call_ms > 0 && now - start > milliseconds(limits_.call_ms))
-      fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms of {}: it hangs, or its work takes longer than the limit",
-                                             describe(from), call, limits_.call_ms, describe(transport_->rank())));
-  }
+}
+
+/// Whether it makes sense to wait on for `peer`, since `start`; throws if not.
+void World::expect(int peer, Clock::time_point start, std::string_view call) {
+  check();
+  const auto now = Clock::now();
+  std::unique_lock lock(mutex_);
+  const auto left = peers_[static_cast<size_t>(peer)].left;
+  lock.unlock();
+  if (left && now - *left > kFarewell)
+    fail(Error::Kind::network, fmt::format("{} left before {}: see its own message", describe(peer), call));
+  if (limits_.call_ms > 0 && now - start > milliseconds(limits_.call_ms))
+    fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit", describe(peer),
+                                           call, limits_.call_ms));
 }
 
 /// Waits until this rank's messages have gone to their receivers, which are waiting for them.

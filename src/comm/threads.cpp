@@ -35,7 +35,7 @@ constexpr auto kLook = std::chrono::milliseconds(20);
 
 /// What all groups of one job share: its end and what each rank is doing.
 struct Job {
-  Job(int size, int timeout) : timeout_ms(timeout), spin(size <= available_processors()), phases(static_cast<size_t>(size)) {}
+  Job(int size, int timeout) : timeout_ms(timeout), spin(size <= available_processors()), phases(static_cast<size_t>(size), "start") {}
 
   const int timeout_ms;
   const bool spin;
@@ -59,8 +59,7 @@ struct Job {
   }
   std::string describe(int rank) {
     const std::lock_guard lock(mutex);
-    const std::string& phase = phases[static_cast<size_t>(rank)];
-    return phase.empty() ? fmt::format("rank {}", rank) : fmt::format("rank {} (phase {})", rank, phase);
+    return fmt::format("rank {} (phase {})", rank, phases[static_cast<size_t>(rank)]);
   }
 };
 
@@ -200,13 +199,11 @@ void ThreadsCommunicator::wait(Signal& signal, uint32_t target, int peer, std::s
     const uint32_t value = signal.load();
     if (reached(value)) return;
     check_alive();
-    if (left)
-      fail(Error::Kind::network, fmt::format("{} left while {} waited for it in {}: see its own message", group_->describe(peer),
-                                             group_->describe(rank_), call));
+    if (left) fail(Error::Kind::network, fmt::format("{} left before {}: see its own message", group_->describe(peer), call));
     const auto now = Clock::now();
     if (now >= end)
-      fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms of {}: it hangs, or its work takes longer than the limit",
-                                             group_->describe(peer), call, job_.timeout_ms, group_->describe(rank_)));
+      fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit",
+                                             group_->describe(peer), call, job_.timeout_ms));
     signal.wait(value, job_.spin, std::min(end, now + kLook));
   }
 }

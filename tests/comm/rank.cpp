@@ -72,6 +72,7 @@ int run(const std::vector<std::string>& arguments) {
   StartLimits limits;
   limits.start_ms = 20'000;
   limits.timeout_ms = mode == "fault" && arguments.at(1) == "hang" ? 1500 : 0;
+  if (mode == "fault" && arguments.at(1) == "early" && arguments.at(2) == std::getenv("RANK")) return 3;
   const auto comm = make_from_environment(limits);
   if (mode == "cases") {
     test::check_all(*comm);
