@@ -1,6 +1,7 @@
 #pragma once
 // What every communicator has in common: the checks of a call's sizes and the order of sums. Private to comm.
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -48,12 +49,12 @@ inline void add(std::span<float> out, const std::byte* in) {
   }
 }
 
-/// out = max(out, in); a NaN on either side stays.
+/// out = max(out, in); a NaN on either side stays, and +0 is greater than -0.
 inline void keep_greater(std::span<float> out, const std::byte* in) {
   for (size_t i = 0; i < out.size(); ++i) {
     float x;
     std::memcpy(&x, in + i * sizeof x, sizeof x);
-    out[i] = x > out[i] || x != x ? x : out[i];
+    out[i] = (x > out[i]) | (x != x) | ((x == out[i]) & (std::bit_cast<int32_t>(x) >= 0)) ? x : out[i];
   }
 }
 

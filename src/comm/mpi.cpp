@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <limits>
 #include <mutex>
@@ -57,6 +58,8 @@ class MpiTransport final : public Transport {
   MpiTransport() {
     int provided = 0, ready = 0;
     check(MPI_Initialized(&ready), "MPI_Initialized");
+    // Rows of up to 64 KiB in one piece through shared memory: three times as fast as Open MPI's 4 KiB (docs/parallel.md). The user's own value stays.
+    setenv("OMPI_MCA_btl_vader_eager_limit", "66000", 0);
     if (!ready) check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
     else check(MPI_Query_thread(&provided), "MPI_Query_thread");
     if (provided < MPI_THREAD_SERIALIZED)

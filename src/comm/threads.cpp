@@ -26,8 +26,9 @@ namespace {
 using namespace comm;
 using Clock = Signal::Clock;
 
-/// Copying costs less than a second meeting up to about here.
-constexpr size_t kStagedBytes = 16 << 10;
+/// Copying a row, which everybody then reads whole, costs less than two more meetings while all rows together have about this size.
+constexpr size_t kStagedTogether = 128 << 10;
+constexpr size_t kStagedLeast = 8 << 10;
 /// Messages that a sender may be ahead of the receiver.
 constexpr uint32_t kMessagesAhead = 4;
 /// A sleeping waiter looks this often for the end of the job.
@@ -76,7 +77,7 @@ struct Slot {
   std::atomic<bool> left{false};
   alignas(64) std::atomic<int> readers{0};  // ranks that read this one's memory in place
   std::array<Post, 2> posts;
-  std::array<std::vector<std::byte>, 2> staging{std::vector<std::byte>(kStagedBytes), std::vector<std::byte>(kStagedBytes)};
+  std::array<std::vector<std::byte>, 2> staging;
 };
 
 /// Holds memory of other ranks in place: a rank that fails waits for its readers before it lets go of its memory.
@@ -107,12 +108,16 @@ struct Channel {
 
 struct Group {
   Group(std::shared_ptr<Job> owner, std::vector<int> ranks)
-      : job(std::move(owner)), members(std::move(ranks)), slots(members.size()), channels(members.size() * members.size()) {
-    for (Slot& slot : slots)
+      : job(std::move(owner)), members(std::move(ranks)), staged(std::max(kStagedLeast, kStagedTogether / members.size())), slots(members.size()),
+        channels(members.size() * members.size()) {
+    for (Slot& slot : slots) {
       for (Post& post : slot.posts) post.counts.reserve(members.size());
+      for (std::vector<std::byte>& staging : slot.staging) staging.resize(staged);
+    }
   }
   std::shared_ptr<Job> job;
   std::vector<int> members;  // ranks of the job
+  size_t staged;             // bytes up to which a rank's part is copied
   std::vector<Slot> slots;
   std::vector<Channel> channels;  // [from][to]
   std::mutex mutex;               // of `children`: groups that some of their ranks still have to fetch
@@ -214,7 +219,7 @@ void ThreadsCommunicator::post(std::string_view call, std::span<const std::byte>
   Post& mine = own.posts[calls_ % 2];
   mine.call = call;
   mine.counts.assign(counts.begin(), counts.end());
-  mine.in_place = bytes.size() > kStagedBytes;
+  mine.in_place = bytes.size() > group_->staged;
   mine.bytes = bytes;
   if (!mine.in_place && !bytes.empty()) {
     std::vector<std::byte>& staging = own.staging[calls_ % 2];
@@ -253,14 +258,15 @@ void ThreadsCommunicator::close() {
 
 void ThreadsCommunicator::all_reduce(std::string_view call, std::span<float> inout, Combine combine) {
   const std::span<const std::byte> bytes = std::as_bytes(inout);
+  const bool own_first = rank_ <= 1;  // a + b is b + a: the first two may start from their own row, which is in place
   post(call, bytes);
   for (int r = 0; r < size(); ++r) {
     const Post& theirs = other(r);
     if (theirs.bytes.size() != bytes.size())
       fail(Error::Kind::internal, fmt::format("{}: {} brings {} bytes, {} brings {}; wanted: equal sizes", call, group_->describe(rank_),
                                               bytes.size(), group_->describe(r), theirs.bytes.size()));
-    if (in_place_ || inout.empty()) continue;
-    if (r == 0) std::memcpy(inout.data(), theirs.bytes.data(), bytes.size());
+    if (in_place_ || inout.empty() || (own_first && r == rank_)) continue;
+    if (r == 0 && !own_first) std::memcpy(inout.data(), theirs.bytes.data(), bytes.size());
     else combine(inout, theirs.bytes.data());
   }
   if (in_place_) all_reduce_shares(inout, combine);
