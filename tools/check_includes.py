@@ -28,6 +28,7 @@ CONFINED = {  # header prefix -> path prefixes that may include it
     "spdlog/": ("core/log",),
     "boost/": ("server/http_parser.cpp", "server/listener.cpp", "client/http_client.cpp"),
     "mpi.h": ("comm/mpi.cpp",),
+    "zmq.h": ("comm/sockets.cpp",),
     "hwloc": ("core/topology.cpp",),
     "openssl/": ("server/keys.cpp",),
     "utf8proc": ("text/",),

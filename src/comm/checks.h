@@ -54,7 +54,8 @@ inline void keep_greater(std::span<float> out, const std::byte* in) {
   for (size_t i = 0; i < out.size(); ++i) {
     float x;
     std::memcpy(&x, in + i * sizeof x, sizeof x);
-    out[i] = (x > out[i]) | (x != x) | ((x == out[i]) & (std::bit_cast<int32_t>(x) >= 0)) ? x : out[i];
+    const bool greater = x > out[i] || (x == out[i] && std::bit_cast<int32_t>(x) >= 0);
+    out[i] = greater || x != x ? x : out[i];
   }
 }
 

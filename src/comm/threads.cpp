@@ -26,9 +26,10 @@ namespace {
 using namespace comm;
 using Clock = Signal::Clock;
 
-/// Copying a row, which everybody then reads whole, costs less than two more meetings while all rows together have about this size.
-constexpr size_t kStagedTogether = 128 << 10;
-constexpr size_t kStagedLeast = 8 << 10;
+/// Copying costs less than a second meeting up to about here.
+constexpr size_t kStaged = 16 << 10;
+/// A sum whose terms are read in place takes two more meetings: copying them costs less while all rows together have about this size.
+constexpr size_t kStagedTerms = 128 << 10;
 /// Messages that a sender may be ahead of the receiver.
 constexpr uint32_t kMessagesAhead = 4;
 /// A sleeping waiter looks this often for the end of the job.
@@ -108,16 +109,16 @@ struct Channel {
 
 struct Group {
   Group(std::shared_ptr<Job> owner, std::vector<int> ranks)
-      : job(std::move(owner)), members(std::move(ranks)), staged(std::max(kStagedLeast, kStagedTogether / members.size())), slots(members.size()),
+      : job(std::move(owner)), members(std::move(ranks)), staged_term(std::max(kStaged, kStagedTerms / members.size())), slots(members.size()),
         channels(members.size() * members.size()) {
     for (Slot& slot : slots) {
       for (Post& post : slot.posts) post.counts.reserve(members.size());
-      for (std::vector<std::byte>& staging : slot.staging) staging.resize(staged);
+      for (std::vector<std::byte>& staging : slot.staging) staging.resize(staged_term);
     }
   }
   std::shared_ptr<Job> job;
   std::vector<int> members;  // ranks of the job
-  size_t staged;             // bytes up to which a rank's part is copied
+  size_t staged_term;        // bytes up to which the rows of a sum are copied
   std::vector<Slot> slots;
   std::vector<Channel> channels;  // [from][to]
   std::mutex mutex;               // of `children`: groups that some of their ranks still have to fetch
@@ -161,7 +162,8 @@ class ThreadsCommunicator final : public Communicator {
   Slot& slot(int rank) { return group_->slots[static_cast<size_t>(rank)]; }
   void all_reduce(std::string_view call, std::span<float> inout, Combine combine);
   void all_reduce_shares(std::span<float> inout, Combine combine);
-  void post(std::string_view call, std::span<const std::byte> bytes, std::span<const int64_t> counts = {});
+  /// Up to `limit` bytes are copied.
+  void post(std::string_view call, std::span<const std::byte> bytes, std::span<const int64_t> counts = {}, size_t limit = kStaged);
   const Post& other(int rank);
   template <class Read>
   void reading(int first, int end, Read read);
@@ -213,13 +215,13 @@ void ThreadsCommunicator::wait(Signal& signal, uint32_t target, int peer, std::s
   }
 }
 
-void ThreadsCommunicator::post(std::string_view call, std::span<const std::byte> bytes, std::span<const int64_t> counts) {
+void ThreadsCommunicator::post(std::string_view call, std::span<const std::byte> bytes, std::span<const int64_t> counts, size_t limit) {
   check_alive();
   Slot& own = slot(rank_);
   Post& mine = own.posts[calls_ % 2];
   mine.call = call;
   mine.counts.assign(counts.begin(), counts.end());
-  mine.in_place = bytes.size() > group_->staged;
+  mine.in_place = bytes.size() > limit;
   mine.bytes = bytes;
   if (!mine.in_place && !bytes.empty()) {
     std::vector<std::byte>& staging = own.staging[calls_ % 2];
@@ -259,7 +261,7 @@ void ThreadsCommunicator::close() {
 void ThreadsCommunicator::all_reduce(std::string_view call, std::span<float> inout, Combine combine) {
   const std::span<const std::byte> bytes = std::as_bytes(inout);
   const bool own_first = rank_ <= 1;  // a + b is b + a: the first two may start from their own row, which is in place
-  post(call, bytes);
+  post(call, bytes, {}, group_->staged_term);
   for (int r = 0; r < size(); ++r) {
     const Post& theirs = other(r);
     if (theirs.bytes.size() != bytes.size())
