@@ -58,6 +58,7 @@ struct LocalRanks {
   std::vector<std::string> command;           ///< program and arguments
   std::map<std::string, std::string> extra;   ///< variables for all of them
   int grace_ms = 7000;                        ///< for the others to end by themselves after one has failed
+  int restarts = 0;                           ///< how often all start again after exit code 6; CONCLAVE_RESTART tells them the number
 };
 /// Runs them with the variables of a rendezvous on loopback and a job name of their own; returns when all have ended, and leaves none behind:
 /// they die with this process. Lines that several ranks write to stderr are printed once; SIGINT and SIGTERM go on to all ranks. Returns 0, the

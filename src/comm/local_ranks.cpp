@@ -58,10 +58,11 @@ class Launcher {
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
-  int run();
+  int run(int restart);
+  bool asked_to_end() const { return asked_to_end_; }
 
  private:
-  void start(int rank, const std::string& job);
+  void start(int rank, const std::string& job, int restart);
   [[noreturn]] void become(int rank, const std::vector<std::string>& variables, int errors) const;
   void read_errors(int rank);
   void print(int rank, const std::string& line);
@@ -88,9 +89,10 @@ class Launcher {
   int first_ = 0;
   std::string verdict_;  // what became of it
   int steps_ = 0;               // taken since to end the others
+  bool asked_to_end_ = false;
 };
 
-void Launcher::start(int rank, const std::string& job) {
+void Launcher::start(int rank, const std::string& job, int restart) {
   std::array<int, 2> pipe_ends{};
   if (pipe2(pipe_ends.data(), O_CLOEXEC) != 0) throw Error(Error::Kind::internal, fmt::format("pipe for rank {}: {}", rank, std::strerror(errno)));
   std::vector<std::string> variables;
@@ -106,6 +108,7 @@ void Launcher::start(int rank, const std::string& job) {
   add("LOCAL_RANK", std::to_string(rank));
   add("MASTER_ADDR", "127.0.0.1");
   add("CONCLAVE_JOB", job);
+  if (restart > 0) add("CONCLAVE_RESTART", std::to_string(restart));
   std::erase_if(variables, [](const std::string& v) { return v.starts_with("MASTER_PORT="); });
 
   const pid_t parent = getpid(), pid = fork();
@@ -140,11 +143,12 @@ void Launcher::become(int rank, const std::vector<std::string>& variables, int e
   _exit(1);
 }
 
-/// A line that another rank has printed already tells nothing new.
+/// A line that another rank has printed already tells nothing new, nor does a second opinion about a rank.
 void Launcher::print(int rank, const std::string& line) {
-  const auto found = printed_.find(line);
+  const std::string key = line.starts_with("error: rank ") ? line.substr(0, line.find(')')) : line;
+  const auto found = printed_.find(key);
   if (found != printed_.end() && found->second != rank) return;
-  if (printed_.size() < kLinesKept) printed_.emplace(line, rank);
+  if (printed_.size() < kLinesKept) printed_.emplace(key, rank);
   fmt::print(stderr, "{}\n", line);
 }
 
@@ -170,7 +174,10 @@ void Launcher::read_errors(int rank) {
 void Launcher::forward_signals() {
   signalfd_siginfo info;
   while (read(signal_fd_, &info, sizeof info) == static_cast<ssize_t>(sizeof info))
-    if (info.ssi_signo != SIGCHLD) signal_all(static_cast<int>(info.ssi_signo));
+    if (info.ssi_signo != SIGCHLD) {
+      asked_to_end_ = true;
+      signal_all(static_cast<int>(info.ssi_signo));
+    }
 }
 
 void Launcher::collect() {
@@ -206,10 +213,10 @@ void Launcher::hurry() {
   }
 }
 
-int Launcher::run() {
+int Launcher::run(int restart) {
   std::random_device random;
   const std::string job = fmt::format("local-{}-{:08x}", getpid(), random());
-  for (int rank = 0; rank < ranks_.size; ++rank) start(rank, job);
+  for (int rank = 0; rank < ranks_.size; ++rank) start(rank, job, restart);
   while (running()) {
     std::vector<pollfd> watched{{signal_fd_, POLLIN, 0}};
     for (const Child& child : children_)
@@ -231,7 +238,12 @@ int Launcher::run() {
 int run_local_ranks(const LocalRanks& ranks) {
   if (ranks.size < 1 || ranks.command.empty())
     throw Error(Error::Kind::bad_input, fmt::format("{} ranks of a command of {} words; wanted: at least one of each", ranks.size, ranks.command.size()));
-  return Launcher(ranks).run();
+  for (int restart = 0;; ++restart) {
+    Launcher launcher(ranks);
+    const int code = launcher.run(restart);
+    if (code != kFailed || launcher.asked_to_end() || restart == ranks.restarts) return code;
+    fmt::print(stderr, "all {} ranks start again ({} of at most {} times)\n", ranks.size, restart + 1, ranks.restarts);
+  }
 }
 
 }  // namespace conclave

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -38,6 +39,7 @@ struct Peer {
   std::optional<Clock::time_point> lost;  // its connection ended
   std::optional<Clock::time_point> left;  // it said that it ends
   std::string phase = "start";
+  int awaited = -1;  // the rank that it waits for
 };
 
 /// One process of the job: its transport, its peers and the end of it all.
@@ -61,6 +63,7 @@ class World {
   Transport& transport() { return *transport_; }
   void send(int to, uint32_t tag, Bytes head, Bytes body, std::string_view call);
   Bytes receive(int from, uint32_t tag, std::string_view call);
+  int culprit(int rank);
   void expect(int peer, Clock::time_point start, std::string_view call);
   void flush(uint32_t tag);
   void check() {
@@ -101,7 +104,8 @@ class World {
   std::unique_ptr<Transport> transport_;
   PeerLimits limits_;
   std::atomic<bool> ended_{false};
-  std::mutex mutex_;  // of everything below
+  std::atomic<int> awaited_{-1};  // the rank that this one waits for
+  std::mutex mutex_;              // of everything below
   std::condition_variable wake_;
   std::vector<Peer> peers_;
   std::string reason_;
@@ -138,7 +142,12 @@ void World::listen() {
     peer.heard = Clock::now();
     const std::string text = message->text.substr(1, kMaxText);
     switch (static_cast<News>(message->text.front())) {
-      case News::beat: peer.phase = text; break;
+      case News::beat: {
+        const size_t space = std::min(text.find(' '), text.size());
+        peer.awaited = std::atoi(text.substr(0, space).c_str());
+        peer.phase = text.substr(std::min(space + 1, text.size()));
+        break;
+      }
       case News::end: end_locked(Error::Kind::network, text); break;
       case News::bye: peer.left = Clock::now(); break;
     }
@@ -175,7 +184,7 @@ void World::watch() {
     if (ended && !told) tell_all(News::end, reason);
     told = told || ended;
     if (!ended && (now - beaten >= kBeat || current != phase)) {
-      tell_all(News::beat, current);
+      tell_all(News::beat, fmt::format("{} {}", awaited_.load(), current));
       beaten = now;
       phase = current;
     }
@@ -235,8 +244,24 @@ void World::send(int to, uint32_t tag, Bytes head, Bytes body, std::string_view 
 }
 
 Bytes World::receive(int from, uint32_t tag, std::string_view call) {
-  for (const auto start = Clock::now();; expect(from, start, call))
-    if (const auto message = transport_->receive(from, tag, kTick)) return *message;
+  for (const auto start = Clock::now();; expect(from, start, call)) {
+    if (const auto message = transport_->receive(from, tag, kTick)) {
+      awaited_ = -1;
+      return *message;
+    }
+    awaited_ = from;
+  }
+}
+
+/// The end of the chain of ranks that wait for each other, as far as they have said.
+int World::culprit(int rank) {
+  const std::lock_guard lock(mutex_);
+  for (int i = 0; i < transport_->size(); ++i) {
+    const int next = peers_[static_cast<size_t>(rank)].awaited;
+    if (next < 0 || next >= transport_->size() || next == transport_->rank()) break;
+    rank = next;
+  }
+  return rank;
 }
 
 /// Whether it makes sense to wait on for `peer`, since `start`; throws if not.
@@ -249,8 +274,8 @@ void World::expect(int peer, Clock::time_point start, std::string_view call) {
   if (left && now - *left > kFarewell)
     fail(Error::Kind::network, fmt::format("{} left before {}: see its own message", describe(peer), call));
   if (limits_.call_ms > 0 && now - start > milliseconds(limits_.call_ms))
-    fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit", describe(peer),
-                                           call, limits_.call_ms));
+    fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit",
+                                           describe(culprit(peer)), call, limits_.call_ms));
 }
 
 /// Waits until this rank's messages have gone to their receivers, which are waiting for them.

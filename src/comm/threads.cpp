@@ -37,12 +37,16 @@ constexpr auto kLook = std::chrono::milliseconds(20);
 
 /// What all groups of one job share: its end and what each rank is doing.
 struct Job {
-  Job(int size, int timeout) : timeout_ms(timeout), spin(size <= available_processors()), phases(static_cast<size_t>(size), "start") {}
+  Job(int size, int timeout)
+      : timeout_ms(timeout), spin(size <= available_processors()), awaited(static_cast<size_t>(size)), phases(static_cast<size_t>(size), "start") {
+    for (std::atomic<int>& rank : awaited) rank = -1;
+  }
 
   const int timeout_ms;
   const bool spin;
   std::atomic<bool> ended{false};
-  std::mutex mutex;  // of everything below
+  std::vector<std::atomic<int>> awaited;  // whom each rank waits for; -1: nobody
+  std::mutex mutex;                       // of everything below
   std::string reason;
   Error::Kind kind = Error::Kind::network;
   std::vector<std::string> phases;
@@ -58,6 +62,15 @@ struct Job {
     if (!ended.load(std::memory_order_acquire)) return;
     const std::lock_guard lock(mutex);
     throw Error(kind, reason);
+  }
+  /// Who keeps `rank` waiting: the end of the chain of ranks that wait for each other.
+  int culprit(int rank) const {
+    for (size_t i = 0; i < awaited.size(); ++i) {
+      const int next = awaited[static_cast<size_t>(rank)].load();
+      if (next < 0) break;
+      rank = next;
+    }
+    return rank;
   }
   std::string describe(int rank) {
     const std::lock_guard lock(mutex);
@@ -200,19 +213,22 @@ void ThreadsCommunicator::wait(Signal& signal, uint32_t target, int peer, std::s
   const auto reached = [&](uint32_t value) { return static_cast<int32_t>(value - target) >= 0; };
   if (reached(signal.load())) return;
   const auto end = job_.timeout_ms > 0 ? Clock::now() + std::chrono::milliseconds(job_.timeout_ms) : Clock::time_point::max();
+  std::atomic<int>& awaited = job_.awaited[static_cast<size_t>(group_->members[static_cast<size_t>(rank_)])];
+  awaited.store(group_->members[static_cast<size_t>(peer)], std::memory_order_relaxed);
   while (true) {
     // `left` is read before the counter: a rank that arrived and then left has arrived.
     const bool left = slot(peer).left.load(std::memory_order_acquire);
     const uint32_t value = signal.load();
-    if (reached(value)) return;
+    if (reached(value)) break;
     check_alive();
     if (left) fail(Error::Kind::network, fmt::format("{} left before {}: see its own message", group_->describe(peer), call));
     const auto now = Clock::now();
     if (now >= end)
       fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit",
-                                             group_->describe(peer), call, job_.timeout_ms));
+                                             job_.describe(job_.culprit(group_->members[static_cast<size_t>(peer)])), call, job_.timeout_ms));
     signal.wait(value, job_.spin, std::min(end, now + kLook));
   }
+  awaited.store(-1, std::memory_order_relaxed);
 }
 
 void ThreadsCommunicator::post(std::string_view call, std::span<const std::byte> bytes, std::span<const int64_t> counts, size_t limit) {

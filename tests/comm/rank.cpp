@@ -27,6 +27,7 @@ namespace {
 using namespace conclave;
 
 void do_fault(Communicator& comm, const std::string& kind) {
+  fmt::print(stderr, "fault: now\n");
   if (kind == "kill") raise(SIGKILL);
   if (kind == "stop") raise(SIGSTOP);
   if (kind == "exit") _exit(3);
@@ -65,6 +66,7 @@ int run(const std::vector<std::string>& arguments) {
     LocalRanks ranks;
     ranks.size = std::stoi(arguments.at(1));
     ranks.grace_ms = std::stoi(arguments.at(2));
+    if (const char* restarts = std::getenv("TEST_RESTARTS")) ranks.restarts = std::stoi(restarts);
     ranks.command = {"/proc/self/exe"};
     ranks.command.insert(ranks.command.end(), arguments.begin() + 3, arguments.end());
     return run_local_ranks(ranks);
@@ -74,7 +76,7 @@ int run(const std::vector<std::string>& arguments) {
   limits.timeout_ms = mode == "fault" && arguments.at(1) == "hang" ? 1500 : 0;
   if (mode == "fault" && arguments.at(1) == "early" && arguments.at(2) == std::getenv("RANK")) return 3;
   const auto comm = make_from_environment(limits);
-  if (mode == "cases") {
+  if (mode == "cases" || std::getenv("CONCLAVE_RESTART")) {
     test::check_all(*comm);
     if (comm->rank() == 0) fmt::print("{} ranks over {}: all cases hold\n", comm->size(), comm->name());
   } else if (mode == "fault") {

@@ -91,6 +91,21 @@ TEST(ThreadsFault, ARankThatHangsIsNamedAfterTheLimit) {
   for (const std::string& end : ends) EXPECT_TRUE(says(end, "rank 1 (phase step) did not come to barrier within 200 ms")) << end;
 }
 
+TEST(ThreadsFault, TheRankAtTheEndOfAChainOfWaitingRanksIsNamed) {
+  const auto ends = run_ranks(3, 400, [](Communicator& comm) {
+    std::vector<std::byte> one(1);
+    // Rank 2 has waited longest, for rank 1, which waits for rank 0.
+    if (comm.rank() == 2) comm.receive(one, 1);
+    if (comm.rank() == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(150));
+      comm.receive(one, 0);
+    }
+    if (comm.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(900));
+    comm.barrier();
+  });
+  for (const std::string& end : ends) EXPECT_TRUE(says(end, "rank 0 (phase start) did not come to")) << end;
+}
+
 TEST(ThreadsFault, AbortFromAnotherThreadEndsPendingCallsOfAllGroups) {
   auto ranks = make_threads(3);
   std::vector<std::string> ends(3);
