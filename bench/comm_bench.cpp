@@ -91,7 +91,8 @@ int main(int argc, char** argv) {
   const bool first = comm->rank() == 0;
   if (first) fmt::print("{:<12}{:>8}{:>10}{:>10}{:>14}{:>14}\n", "call", "KiB", "threads", "MPI", "over MPI", "MPI/threads");
   for (const Kind kind : {Kind::all_reduce, Kind::all_to_all})
-    for (const size_t bytes : {size_t{1} << 10, size_t{4} << 10, size_t{8} << 10, size_t{16} << 10, size_t{32} << 10, size_t{64} << 10}) {
+    for (const size_t bytes :
+         {size_t{1} << 10, size_t{4} << 10, size_t{8} << 10, size_t{16} << 10, size_t{32} << 10, size_t{64} << 10}) {
       std::array<std::vector<double>, 4> times;
       for (int round = 0; round < rounds; ++round) {
         const double threads = first ? on_threads(comm->size(), kind, bytes) : 0;
@@ -104,8 +105,8 @@ int main(int argc, char** argv) {
         times[3].push_back(first ? mpi / threads : 0);
       }
       if (first)
-        fmt::print("{:<12}{:>8}{:>10.2f}{:>10.2f}{:>14.2f}{:>14.2f}\n", kind == Kind::all_reduce ? "all_reduce" : "all_to_all", bytes >> 10, median(times[0]),
-                   median(times[1]), median(times[2]), median(times[3]));
+        fmt::print("{:<12}{:>8}{:>10.2f}{:>10.2f}{:>14.2f}{:>14.2f}\n", kind == Kind::all_reduce ? "all_reduce" : "all_to_all",
+                   bytes >> 10, median(times[0]), median(times[1]), median(times[2]), median(times[3]));
     }
   return 0;
 }

@@ -22,13 +22,16 @@ inline void check_counts(std::string_view call, std::string_view what, std::span
   bool negative = false;
   for (const int64_t count : counts) negative = negative || count < 0 || __builtin_add_overflow(sum, count, &sum);
   if (std::cmp_not_equal(counts.size(), size) || negative || std::cmp_not_equal(sum, total))
-    throw Error(Error::Kind::internal, fmt::format("{}: the {} counts are [{}] for {} ranks and {} elements; wanted: one count from 0 for each rank, "
-                                                   "{} in all", call, what, fmt::join(counts, ", "), size, total, total));
+    throw Error(Error::Kind::internal,
+                fmt::format("{}: the {} counts are [{}] for {} ranks and {} elements; wanted: one count from 0 for each rank, "
+                            "{} in all",
+                            call, what, fmt::join(counts, ", "), size, total, total));
 }
 
 inline void check_rank(std::string_view call, int rank, int size) {
   if (rank < 0 || rank >= size)
-    throw Error(Error::Kind::internal, fmt::format("{}: rank {} of a group of {}; wanted: a rank from 0 to {}", call, rank, size, size - 1));
+    throw Error(Error::Kind::internal,
+                fmt::format("{}: rank {} of a group of {}; wanted: a rank from 0 to {}", call, rank, size, size - 1));
 }
 
 inline void check_peer(std::string_view call, int peer, int rank, int size) {
@@ -40,7 +43,8 @@ inline int64_t offset_of(std::span<const int64_t> counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
 }
 
-/// out += in, of floats at any address. Called for ranks 0, 1, 2 ... in this order everywhere, so that all communicators give the same bits.
+/// out += in, of floats at any address. Called for ranks 0, 1, 2 ... in this order everywhere, so that all communicators give the same
+/// bits.
 inline void add(std::span<float> out, const std::byte* in) {
   for (size_t i = 0; i < out.size(); ++i) {
     float x;

@@ -1,6 +1,7 @@
 #pragma once
-// How the ranks of a job find each other. Hides mpirun, the rendezvous at rank 0 for processes that something else has started (torchrun,
-// Slurm, Kubernetes, our own launcher), and the start of rank processes on this host. Everything but the launcher runs in each rank.
+// How the ranks of a job find each other. Hides mpirun, the rendezvous at rank 0 for processes that something else has started
+// (torchrun, Slurm, Kubernetes, our own launcher), and the start of rank processes on this host. Everything but the launcher runs in
+// each rank.
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,12 +28,12 @@ struct Rendezvous {
 };
 constexpr int kPortsTried = 20;
 
-/// Reads WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the job's name (CONCLAVE_JOB, else TORCHELASTIC_RUN_ID, else SLURM_JOB_ID);
-/// `variable` is getenv, or a test's. A size of 0 says that they are not set. Throws bad_input naming the variable.
+/// Reads WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the job's name (CONCLAVE_JOB, else TORCHELASTIC_RUN_ID, else
+/// SLURM_JOB_ID); `variable` is getenv, or a test's. A size of 0 says that they are not set. Throws bad_input naming the variable.
 Rendezvous rendezvous_of(const std::function<const char*(const char*)>& variable);
 
-/// Meets the other ranks at rank 0; data then goes straight from rank to rank through ZeroMQ. Null where the program was built without it.
-/// Throws network naming the ranks that did not come.
+/// Meets the other ranks at rank 0; data then goes straight from rank to rank through ZeroMQ. Null where the program was built without
+/// it. Throws network naming the ranks that did not come.
 std::unique_ptr<Communicator> make_sockets(const Rendezvous& place);
 
 struct StartLimits {
@@ -55,14 +56,15 @@ void check_same_on_all_ranks(Communicator& comm, std::span<const Identity> ident
 /// Processes of one host that are ranks of one job.
 struct LocalRanks {
   int size = 1;
-  std::vector<std::string> command;           ///< program and arguments
-  std::map<std::string, std::string> extra;   ///< variables for all of them
-  int grace_ms = 7000;                        ///< for the others to end by themselves after one has failed
-  int restarts = 0;                           ///< how often all start again after exit code 6; CONCLAVE_RESTART tells them the number
+  std::vector<std::string> command;          ///< program and arguments
+  std::map<std::string, std::string> extra;  ///< variables for all of them
+  int grace_ms = 7000;                       ///< for the others to end by themselves after one has failed
+  int restarts = 0;                          ///< how often all start again after exit code 6; CONCLAVE_RESTART tells them the number
 };
-/// Runs them with the variables of a rendezvous on loopback and a job name of their own; returns when all have ended, and leaves none behind:
-/// they die with this process. Lines that several ranks write to stderr are printed once; SIGINT and SIGTERM go on to all ranks. Returns 0, the
-/// exit code that all failed ranks have in common, or 6. Where no rank could say why, one line names the one that ended first.
+/// Runs them with the variables of a rendezvous on loopback and a job name of their own; returns when all have ended, and leaves none
+/// behind: they die with this process. Lines that several ranks write to stderr are printed once; SIGINT and SIGTERM go on to all
+/// ranks. Returns 0, the exit code that all failed ranks have in common, or 6. Where no rank could say why, one line names the one that
+/// ended first.
 int run_local_ranks(const LocalRanks& ranks);
 
 }  // namespace conclave

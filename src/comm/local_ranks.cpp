@@ -88,13 +88,14 @@ class Launcher {
   Clock::time_point failed_{};  // when the first rank did
   int first_ = 0;
   std::string verdict_;  // what became of it
-  int steps_ = 0;               // taken since to end the others
+  int steps_ = 0;        // taken since to end the others
   bool asked_to_end_ = false;
 };
 
 void Launcher::start(int rank, const std::string& job, int restart) {
   std::array<int, 2> pipe_ends{};
-  if (pipe2(pipe_ends.data(), O_CLOEXEC) != 0) throw Error(Error::Kind::internal, fmt::format("pipe for rank {}: {}", rank, std::strerror(errno)));
+  if (pipe2(pipe_ends.data(), O_CLOEXEC) != 0)
+    throw Error(Error::Kind::internal, fmt::format("pipe for rank {}: {}", rank, std::strerror(errno)));
   std::vector<std::string> variables;
   for (char** v = environ; *v; ++v) variables.emplace_back(*v);
   const auto add = [&](std::string_view name, std::string_view value) {
@@ -237,7 +238,8 @@ int Launcher::run(int restart) {
 
 int run_local_ranks(const LocalRanks& ranks) {
   if (ranks.size < 1 || ranks.command.empty())
-    throw Error(Error::Kind::bad_input, fmt::format("{} ranks of a command of {} words; wanted: at least one of each", ranks.size, ranks.command.size()));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("{} ranks of a command of {} words; wanted: at least one of each", ranks.size, ranks.command.size()));
   for (int restart = 0;; ++restart) {
     Launcher launcher(ranks);
     const int code = launcher.run(restart);

@@ -58,12 +58,14 @@ class MpiTransport final : public Transport {
   MpiTransport() {
     int provided = 0, ready = 0;
     check(MPI_Initialized(&ready), "MPI_Initialized");
-    // Rows of up to 64 KiB in one piece through shared memory: three times as fast as Open MPI's 4 KiB (docs/parallel.md). The user's own value stays.
+    // Rows of up to 64 KiB in one piece through shared memory: three times as fast as Open MPI's 4 KiB (docs/parallel.md). The user's
+    // own value stays.
     setenv("OMPI_MCA_btl_vader_eager_limit", "66000", 0);
     if (!ready) check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
     else check(MPI_Query_thread(&provided), "MPI_Query_thread");
     if (provided < MPI_THREAD_SERIALIZED)
-      throw Error(Error::Kind::unsupported, fmt::format("this MPI offers thread level {}; wanted: MPI_THREAD_SERIALIZED ({})", provided, MPI_THREAD_SERIALIZED));
+      throw Error(Error::Kind::unsupported,
+                  fmt::format("this MPI offers thread level {}; wanted: MPI_THREAD_SERIALIZED ({})", provided, MPI_THREAD_SERIALIZED));
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
     check(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
@@ -114,7 +116,8 @@ class MpiTransport final : public Transport {
   bool try_receive(int from, uint32_t tag);
   static int int_of(size_t bytes) {
     if (bytes > static_cast<size_t>(std::numeric_limits<int>::max()))
-      throw Error(Error::Kind::unsupported, fmt::format("a message of {} bytes; MPI takes up to {}: cut the batch", bytes, std::numeric_limits<int>::max()));
+      throw Error(Error::Kind::unsupported,
+                  fmt::format("a message of {} bytes; MPI takes up to {}: cut the batch", bytes, std::numeric_limits<int>::max()));
     return static_cast<int>(bytes);
   }
 
@@ -141,7 +144,8 @@ void MpiTransport::start(MPI_Comm comm, int to, std::optional<uint32_t> tag, Byt
   sending.block.reserve(head.size() + body.size());
   std::ranges::copy(head, sending.block.bytes.get());
   std::ranges::copy(body, sending.block.bytes.get() + head.size());
-  check(MPI_Isend(sending.block.bytes.get(), count, MPI_BYTE, to, static_cast<int>(tag.value_or(0)), comm, &sending.request), "MPI_Isend");
+  check(MPI_Isend(sending.block.bytes.get(), count, MPI_BYTE, to, static_cast<int>(tag.value_or(0)), comm, &sending.request),
+        "MPI_Isend");
   int done = 0;
   check(MPI_Test(&sending.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
   if (done) spare_.push_back(std::move(sending.block));
@@ -200,7 +204,9 @@ std::optional<ControlMessage> MpiTransport::hear() {
   check(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, control_, &found, &message, &status), "MPI_Improbe");
   if (!found) return std::nullopt;
   check(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count");
-  if (count > kMaxBytes) throw Error(Error::Kind::network, fmt::format("rank {} sent a control message of {} bytes; wanted: at most {}", status.MPI_SOURCE, count, kMaxBytes));
+  if (count > kMaxBytes)
+    throw Error(Error::Kind::network,
+                fmt::format("rank {} sent a control message of {} bytes; wanted: at most {}", status.MPI_SOURCE, count, kMaxBytes));
   ControlMessage heard{.from = status.MPI_SOURCE, .text = std::string(static_cast<size_t>(count), '\0')};
   check(MPI_Mrecv(heard.text.data(), count, MPI_BYTE, &message, MPI_STATUS_IGNORE), "MPI_Mrecv");  // short: it is here already
   return heard;

@@ -1,5 +1,6 @@
-// Ranks as processes: collectives over messages, and a thread in each process that tells the others that it is alive, what it does and why
-// it ends. A peer that ends, stops or is cut off therefore ends every call of everybody within PeerLimits::silence_ms, also while it computes.
+// Ranks as processes: collectives over messages, and a thread in each process that tells the others that it is alive, what it does and
+// why it ends. A peer that ends, stops or is cut off therefore ends every call of everybody within PeerLimits::silence_ms, also while
+// it computes.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -46,7 +47,10 @@ struct Peer {
 class World {
  public:
   World(std::unique_ptr<Transport> transport, PeerLimits limits)
-      : transport_(std::move(transport)), limits_(limits), peers_(static_cast<size_t>(transport_->size())), exceptions_(std::uncaught_exceptions()) {
+      : transport_(std::move(transport)),
+        limits_(limits),
+        peers_(static_cast<size_t>(transport_->size())),
+        exceptions_(std::uncaught_exceptions()) {
     for (Peer& peer : peers_) peer.heard = Clock::now();
     watcher_ = std::thread([this] {
       try {
@@ -148,8 +152,12 @@ void World::listen() {
         peer.phase = text.substr(std::min(space + 1, text.size()));
         break;
       }
-      case News::end: end_locked(Error::Kind::network, text); break;
-      case News::bye: peer.left = Clock::now(); break;
+      case News::end:
+        end_locked(Error::Kind::network, text);
+        break;
+      case News::bye:
+        peer.left = Clock::now();
+        break;
     }
   }
   while (const auto rank = transport_->lost()) {
@@ -164,10 +172,12 @@ void World::judge(Clock::time_point now) {
     const Peer& peer = peers_[static_cast<size_t>(r)];
     if (r == transport_->rank() || peer.left) continue;
     if (peer.lost && now - *peer.lost > kFarewell)
-      end_locked(Error::Kind::network, fmt::format("{} is gone: its process or its connection has ended; see its own message", describe_locked(r)));
+      end_locked(Error::Kind::network,
+                 fmt::format("{} is gone: its process or its connection has ended; see its own message", describe_locked(r)));
     else if (now - peer.heard > milliseconds(limits_.silence_ms))
-      end_locked(Error::Kind::network, fmt::format("{} has not been heard of for {} ms: its process is stopped, or its host is down or cut off",
-                                                   describe_locked(r), limits_.silence_ms));
+      end_locked(Error::Kind::network,
+                 fmt::format("{} has not been heard of for {} ms: its process is stopped, or its host is down or cut off",
+                             describe_locked(r), limits_.silence_ms));
   }
 }
 
@@ -230,7 +240,8 @@ World::~World() {
 
 void World::take_leave() {
   tell_all(News::bye, "");
-  for (auto told = Clock::now(); transport_->ends_together() && !ended_.load() && !all_left(); std::this_thread::sleep_for(milliseconds(1))) {
+  for (auto told = Clock::now(); transport_->ends_together() && !ended_.load() && !all_left();
+       std::this_thread::sleep_for(milliseconds(1))) {
     listen();
     judge(Clock::now());
     if (Clock::now() - told < kBeat) continue;
@@ -240,7 +251,8 @@ void World::take_leave() {
 }
 
 void World::send(int to, uint32_t tag, Bytes head, Bytes body, std::string_view call) {
-  for (const auto start = Clock::now(); !transport_->send(to, tag, head, body); std::this_thread::sleep_for(milliseconds(1))) expect(to, start, call);
+  for (const auto start = Clock::now(); !transport_->send(to, tag, head, body); std::this_thread::sleep_for(milliseconds(1)))
+    expect(to, start, call);
 }
 
 Bytes World::receive(int from, uint32_t tag, std::string_view call) {
@@ -280,7 +292,7 @@ void World::expect(int peer, Clock::time_point start, std::string_view call) {
 
 /// Waits until this rank's messages have gone to their receivers, which are waiting for them.
 void World::flush(uint32_t tag) {
-  while (transport_->pending(tag)) check();
+  for (; transport_->pending(tag); std::this_thread::yield()) check();
 }
 
 /// Opens every message: enough to see that the ranks are in the same call.
@@ -355,17 +367,23 @@ class PeersCommunicator final : public Communicator {
 
 Bytes PeersCommunicator::open(Bytes message, int from, std::string_view call, uint32_t number, std::optional<size_t> wanted) {
   Head head;
-  if (message.size() < sizeof head) world_->fail(Error::Kind::network, fmt::format("{} sent a message of {} bytes; wanted: at least {}", describe(from), message.size(), sizeof head));
+  if (message.size() < sizeof head)
+    world_->fail(Error::Kind::network,
+                 fmt::format("{} sent a message of {} bytes; wanted: at least {}", describe(from), message.size(), sizeof head));
   std::memcpy(&head, message.data(), sizeof head);
   head.call.back() = '\0';
   const Bytes body = message.subspan(sizeof head);
-  if (head.bytes != body.size()) world_->fail(Error::Kind::network, fmt::format("{} sent {} bytes and announced {}", describe(from), body.size(), head.bytes));
+  if (head.bytes != body.size())
+    world_->fail(Error::Kind::network, fmt::format("{} sent {} bytes and announced {}", describe(from), body.size(), head.bytes));
   if (head.call.data() != call || head.number != number)
-    world_->fail(Error::Kind::internal, fmt::format("{} calls {} (its call {}) while {} calls {} (its call {}): all ranks of a group make the same calls in the same order",
-                                                    describe(from), head.call.data(), head.number, describe(rank_), call, number));
+    world_->fail(
+        Error::Kind::internal,
+        fmt::format(
+            "{} calls {} (its call {}) while {} calls {} (its call {}): all ranks of a group make the same calls in the same order",
+            describe(from), head.call.data(), head.number, describe(rank_), call, number));
   if (wanted && *wanted != body.size())
-    world_->fail(Error::Kind::internal, fmt::format("{}: {} brings {} bytes, {} expects {}; wanted: equal sizes", call, describe(from), body.size(),
-                                                    describe(rank_), *wanted));
+    world_->fail(Error::Kind::internal, fmt::format("{}: {} brings {} bytes, {} expects {}; wanted: equal sizes", call, describe(from),
+                                                    body.size(), describe(rank_), *wanted));
   return body;
 }
 
@@ -409,11 +427,13 @@ void PeersCommunicator::all_reduce_shares(std::span<float> inout, Combine combin
 void PeersCommunicator::all_gather(std::span<std::byte> out, std::span<const std::byte> in, std::span<const int64_t> counts) {
   check_counts("all_gather", "byte", counts, size(), out.size());
   if (std::cmp_not_equal(in.size(), counts[static_cast<size_t>(rank_)]))
-    throw Error(Error::Kind::internal, fmt::format("all_gather: rank {} brings {} bytes and counts {}; wanted: equal sizes", rank_, in.size(),
-                                                   counts[static_cast<size_t>(rank_)]));
+    throw Error(Error::Kind::internal, fmt::format("all_gather: rank {} brings {} bytes and counts {}; wanted: equal sizes", rank_,
+                                                   in.size(), counts[static_cast<size_t>(rank_)]));
   begin("all_gather");
   for_others([&](int r) { put(r, in); });
-  const auto part = [&](int r) { return out.subspan(static_cast<size_t>(offset_of(counts, r)), static_cast<size_t>(counts[static_cast<size_t>(r)])); };
+  const auto part = [&](int r) {
+    return out.subspan(static_cast<size_t>(offset_of(counts, r)), static_cast<size_t>(counts[static_cast<size_t>(r)]));
+  };
   if (!in.empty() && part(rank_).data() != in.data()) std::memcpy(part(rank_).data(), in.data(), in.size());
   for_others([&](int r) { std::ranges::copy(take(r, part(r).size()), part(r).begin()); });
   world_->flush(tag_);
@@ -422,10 +442,12 @@ void PeersCommunicator::all_gather(std::span<std::byte> out, std::span<const std
 void PeersCommunicator::reduce_scatter_sum(std::span<float> out, std::span<const float> in, std::span<const int64_t> counts) {
   check_counts("reduce_scatter_sum", "float", counts, size(), in.size());
   if (std::cmp_not_equal(out.size(), counts[static_cast<size_t>(rank_)]))
-    throw Error(Error::Kind::internal, fmt::format("reduce_scatter_sum: rank {} gets {} floats in a buffer of {}; wanted: equal sizes", rank_,
-                                                   counts[static_cast<size_t>(rank_)], out.size()));
+    throw Error(Error::Kind::internal, fmt::format("reduce_scatter_sum: rank {} gets {} floats in a buffer of {}; wanted: equal sizes",
+                                                   rank_, counts[static_cast<size_t>(rank_)], out.size()));
   begin("reduce_scatter_sum");
-  const auto part = [&](int r) { return in.subspan(static_cast<size_t>(offset_of(counts, r)), static_cast<size_t>(counts[static_cast<size_t>(r)])); };
+  const auto part = [&](int r) {
+    return in.subspan(static_cast<size_t>(offset_of(counts, r)), static_cast<size_t>(counts[static_cast<size_t>(r)]));
+  };
   for_others([&](int r) { put(r, std::as_bytes(part(r))); });
   combine_all(out, part(rank_), add);
   world_->flush(tag_);
@@ -436,11 +458,15 @@ void PeersCommunicator::all_to_all(std::span<std::byte> out, std::span<const std
   check_counts("all_to_all", "send", send, size(), in.size());
   check_counts("all_to_all", "receive", receive, size(), out.size());
   if (send[static_cast<size_t>(rank_)] != receive[static_cast<size_t>(rank_)])
-    throw Error(Error::Kind::internal, fmt::format("all_to_all: rank {} sends {} bytes to itself and expects {}; wanted: equal sizes", rank_,
-                                                   send[static_cast<size_t>(rank_)], receive[static_cast<size_t>(rank_)]));
+    throw Error(Error::Kind::internal, fmt::format("all_to_all: rank {} sends {} bytes to itself and expects {}; wanted: equal sizes",
+                                                   rank_, send[static_cast<size_t>(rank_)], receive[static_cast<size_t>(rank_)]));
   begin("all_to_all");
-  const auto from = [&](int r) { return in.subspan(static_cast<size_t>(offset_of(send, r)), static_cast<size_t>(send[static_cast<size_t>(r)])); };
-  const auto to = [&](int r) { return out.subspan(static_cast<size_t>(offset_of(receive, r)), static_cast<size_t>(receive[static_cast<size_t>(r)])); };
+  const auto from = [&](int r) {
+    return in.subspan(static_cast<size_t>(offset_of(send, r)), static_cast<size_t>(send[static_cast<size_t>(r)]));
+  };
+  const auto to = [&](int r) {
+    return out.subspan(static_cast<size_t>(offset_of(receive, r)), static_cast<size_t>(receive[static_cast<size_t>(r)]));
+  };
   for_others([&](int r) { put(r, from(r)); });
   std::ranges::copy(from(rank_), to(rank_).begin());
   for_others([&](int r) { std::ranges::copy(take(r, to(r).size()), to(r).begin()); });
@@ -469,7 +495,8 @@ void PeersCommunicator::send(std::span<const std::byte> bytes, int to) {
 void PeersCommunicator::receive(std::span<std::byte> bytes, int from) {
   check_peer("receive", from, rank_, size());
   world_->check();
-  std::ranges::copy(open(world_->receive(members_[static_cast<size_t>(from)], tag_ + 1, "send"), from, "send", 0, bytes.size()), bytes.begin());
+  std::ranges::copy(open(world_->receive(members_[static_cast<size_t>(from)], tag_ + 1, "send"), from, "send", 0, bytes.size()),
+                    bytes.begin());
 }
 
 /// A new group's number is above every number that one of its ranks knows: no two groups of a pair of ranks have the same.

@@ -1,6 +1,6 @@
-// Messages through ZeroMQ. Each rank listens on two addresses, for data and for control, and has one connection to each of the other ranks'.
-// Rank 0 also listens at the rendezvous, where the others tell their addresses and learn everybody's and the job's token: a message without
-// the token is dropped.
+// Messages through ZeroMQ. Each rank listens on two addresses, for data and for control, and has one connection to each of the other
+// ranks'. Rank 0 also listens at the rendezvous, where the others tell their addresses and learn everybody's and the job's token: a
+// message without the token is dropped.
 #include <zmq.h>
 
 #include <arpa/inet.h>
@@ -128,13 +128,29 @@ struct Address {
   std::string data, control;
 };
 
+/// Addresses come from other processes: nothing but TCP is taken from them.
+Address address_of(const nlohmann::ordered_json& json) {
+  Address address{json.at("data").get<std::string>(), json.at("control").get<std::string>()};
+  for (const std::string& endpoint : {address.data, address.control})
+    if (!endpoint.starts_with("tcp://"))
+      throw Error(Error::Kind::network, fmt::format("a rank's address is {}; wanted: tcp://HOST:PORT", endpoint));
+  return address;
+}
+
 /// IPv4 address of `host`, as text.
 std::string resolve(const std::string& host) {
-  const addrinfo hints{.ai_flags = 0, .ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_protocol = 0, .ai_addrlen = 0, .ai_addr = nullptr,
-                       .ai_canonname = nullptr, .ai_next = nullptr};
+  const addrinfo hints{.ai_flags = 0,
+                       .ai_family = AF_INET,
+                       .ai_socktype = SOCK_STREAM,
+                       .ai_protocol = 0,
+                       .ai_addrlen = 0,
+                       .ai_addr = nullptr,
+                       .ai_canonname = nullptr,
+                       .ai_next = nullptr};
   addrinfo* found = nullptr;
   if (const int status = getaddrinfo(host.c_str(), nullptr, &hints, &found); status != 0)
-    throw Error(Error::Kind::network, fmt::format("MASTER_ADDR {}: {}; wanted: the name or the address of rank 0's host", host, gai_strerror(status)));
+    throw Error(Error::Kind::network,
+                fmt::format("MASTER_ADDR {}: {}; wanted: the name or the address of rank 0's host", host, gai_strerror(status)));
   std::array<char, INET_ADDRSTRLEN> text{};
   inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(found->ai_addr)->sin_addr, text.data(), text.size());
   freeaddrinfo(found);
@@ -152,7 +168,8 @@ std::string own_address(const std::string& address) {
   const bool known = fd >= 0 && connect(fd, reinterpret_cast<sockaddr*>(&there), sizeof there) == 0 &&
                      getsockname(fd, reinterpret_cast<sockaddr*>(&here), &size) == 0;
   if (fd >= 0) close(fd);
-  if (!known) throw Error(Error::Kind::network, fmt::format("this host has no route to MASTER_ADDR {}: {}", address, std::strerror(errno)));
+  if (!known)
+    throw Error(Error::Kind::network, fmt::format("this host has no route to MASTER_ADDR {}: {}", address, std::strerror(errno)));
   std::array<char, INET_ADDRSTRLEN> text{};
   inet_ntop(AF_INET, &here.sin_addr, text.data(), text.size());
   return text.data();
@@ -204,7 +221,8 @@ class SocketTransport final : public Transport {
   Message current_;
 };
 
-SocketTransport::SocketTransport(const Rendezvous& place) : rank_(place.rank), size_(place.size), addresses_(static_cast<size_t>(place.size)) {
+SocketTransport::SocketTransport(const Rendezvous& place)
+    : rank_(place.rank), size_(place.size), addresses_(static_cast<size_t>(place.size)) {
   data_in_.limit(kMaxMessage);
   control_in_.limit(kMaxControl);
   const std::string master = resolve(place.address), mine = rank_ == 0 ? master : own_address(master);
@@ -220,7 +238,8 @@ void SocketTransport::gather(const Rendezvous& place, const std::string& address
   meeting_->limit(kMaxControl);
   bool bound = false;
   for (int port = place.port; !bound && port < place.port + kPortsTried; ++port)
-    bound = meeting_->bind(fmt::format("tcp://{}:{}", address, port)) || (zmq_errno() != EADDRINUSE && meeting_->bind(fmt::format("tcp://*:{}", port)));
+    bound = meeting_->bind(fmt::format("tcp://{}:{}", address, port)) ||
+            (zmq_errno() != EADDRINUSE && meeting_->bind(fmt::format("tcp://*:{}", port)));
   if (!bound) refuse(fmt::format("no free port for the rendezvous at {}:{} to {}", address, place.port, place.port + kPortsTried - 1));
 
   std::random_device random;
@@ -233,9 +252,10 @@ void SocketTransport::gather(const Rendezvous& place, const std::string& address
       std::vector<int> absent;
       for (int r = 1; r < size_; ++r)
         if (guests[static_cast<size_t>(r)].empty()) absent.push_back(r);
-      throw Error(Error::Kind::network, fmt::format("ranks {} of {} did not come to the rendezvous at {} within {} ms: see their own messages, and check "
-                                                    "that all have the same WORLD_SIZE, MASTER_ADDR, MASTER_PORT and job name",
-                                                    fmt::join(absent, ", "), size_, meeting_->endpoint(), place.start_ms));
+      throw Error(Error::Kind::network,
+                  fmt::format("ranks {} of {} did not come to the rendezvous at {} within {} ms: see their own messages, and check "
+                              "that all have the same WORLD_SIZE, MASTER_ADDR, MASTER_PORT and job name",
+                              fmt::join(absent, ", "), size_, meeting_->endpoint(), place.start_ms));
     }
     if (!meeting_->readable(50)) continue;
     Message guest, text;
@@ -255,11 +275,13 @@ void SocketTransport::gather(const Rendezvous& place, const std::string& address
       const auto r = hello.at("rank").get<size_t>();
       if (r < guests.size() && guests[r] == guest.text()) continue;  // it has asked again
       if (r == 0 || r >= guests.size() || !guests[r].empty()) {
-        answer({{"error", fmt::format("rank {} came to the rendezvous of {} ranks {}", r, size_, r > 0 && r < guests.size() ? "twice: two jobs without names of "
-                                      "their own (CONCLAVE_JOB), or RANK is the same in two processes" : "; wanted: RANK below WORLD_SIZE, each once")}});
+        answer({{"error", fmt::format("rank {} came to the rendezvous of {} ranks {}", r, size_,
+                                      r > 0 && r < guests.size() ? "twice: two jobs without names of "
+                                                                   "their own (CONCLAVE_JOB), or RANK is the same in two processes"
+                                                                 : "; wanted: RANK below WORLD_SIZE, each once")}});
         continue;
       }
-      addresses_[r] = {hello.at("data").get<std::string>(), hello.at("control").get<std::string>()};
+      addresses_[r] = address_of(hello);
       guests[r] = guest.text();
       --missing;
     } catch (const std::exception&) {  // somebody else's message
@@ -275,7 +297,8 @@ void SocketTransport::gather(const Rendezvous& place, const std::string& address
 
 /// Other ranks: ask at all ports where rank 0 may be; the one that knows the job answers.
 void SocketTransport::report(const Rendezvous& place, const std::string& address, const Address& own) {
-  const std::string hello = nlohmann::ordered_json{{"job", place.job}, {"size", size_}, {"rank", rank_}, {"data", own.data}, {"control", own.control}}.dump();
+  const std::string hello =
+      nlohmann::ordered_json{{"job", place.job}, {"size", size_}, {"rank", rank_}, {"data", own.data}, {"control", own.control}}.dump();
   std::vector<Socket> doors;
   std::vector<zmq_pollitem_t> items;
   for (int port = place.port; port < place.port + kPortsTried; ++port) {
@@ -302,7 +325,7 @@ void SocketTransport::report(const Rendezvous& place, const std::string& address
           token_ = json.at("token").get<uint64_t>();
           if (json.at("ranks").size() != addresses_.size()) continue;
           for (size_t r = 0; r < addresses_.size(); ++r)
-            addresses_[r] = {json["ranks"][r].at("data").get<std::string>(), json["ranks"][r].at("control").get<std::string>()};
+            addresses_[r] = address_of(json["ranks"][r]);
           return;
         }
       } catch (const std::exception&) {  // somebody else's message
@@ -311,9 +334,10 @@ void SocketTransport::report(const Rendezvous& place, const std::string& address
       throw Error(Error::Kind::bad_input, json["error"].is_string() ? json["error"].get<std::string>() : "rank 0 refuses this rank");
     }
   }
-  throw Error(Error::Kind::network, fmt::format("rank 0 of job \"{}\" with {} ranks did not answer rank {} at {}:{} to {} within {} ms: see its own message, "
-                                                "and check MASTER_ADDR, MASTER_PORT, WORLD_SIZE and the job's name",
-                                                place.job, size_, rank_, place.address, place.port, place.port + kPortsTried - 1, place.start_ms));
+  throw Error(Error::Kind::network,
+              fmt::format("rank 0 of job \"{}\" with {} ranks did not answer rank {} at {}:{} to {} within {} ms: see its own message, "
+                          "and check MASTER_ADDR, MASTER_PORT, WORLD_SIZE and the job's name",
+                          place.job, size_, rank_, place.address, place.port, place.port + kPortsTried - 1, place.start_ms));
 }
 
 void SocketTransport::connect() {
@@ -367,7 +391,9 @@ std::optional<Bytes> SocketTransport::receive(int from, uint32_t tag, millisecon
   }
 }
 
-void SocketTransport::tell(int to, std::string_view text) { pack(0, std::as_bytes(std::span(text)), {}).send(control_out_[static_cast<size_t>(to)]); }
+void SocketTransport::tell(int to, std::string_view text) {
+  pack(0, std::as_bytes(std::span(text)), {}).send(control_out_[static_cast<size_t>(to)]);
+}
 
 std::optional<ControlMessage> SocketTransport::hear() {
   for (Message message; message.receive(control_in_); message = Message())

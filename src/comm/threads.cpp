@@ -1,6 +1,6 @@
-// Ranks as threads of one process. Every collective is: post where my bytes are, wait until everybody has posted, read the others' bytes.
-// Small ones are copied to a staging buffer first, of which each rank has two: a rank can be one call ahead of the slowest, never two,
-// so that no second meeting is needed before its memory changes. Large ones are read in place, with a meeting at the end.
+// Ranks as threads of one process. Every collective is: post where my bytes are, wait until everybody has posted, read the others'
+// bytes. Small ones are copied to a staging buffer first, of which each rank has two: a rank can be one call ahead of the slowest,
+// never two, so that no second meeting is needed before its memory changes. Large ones are read in place, with a meeting at the end.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -38,7 +38,10 @@ constexpr auto kLook = std::chrono::milliseconds(20);
 /// What all groups of one job share: its end and what each rank is doing.
 struct Job {
   Job(int size, int timeout)
-      : timeout_ms(timeout), spin(size <= available_processors()), awaited(static_cast<size_t>(size)), phases(static_cast<size_t>(size), "start") {
+      : timeout_ms(timeout),
+        spin(size <= available_processors()),
+        awaited(static_cast<size_t>(size)),
+        phases(static_cast<size_t>(size), "start") {
     for (std::atomic<int>& rank : awaited) rank = -1;
   }
 
@@ -122,7 +125,10 @@ struct Channel {
 
 struct Group {
   Group(std::shared_ptr<Job> owner, std::vector<int> ranks)
-      : job(std::move(owner)), members(std::move(ranks)), staged_term(std::max(kStaged, kStagedTerms / members.size())), slots(members.size()),
+      : job(std::move(owner)),
+        members(std::move(ranks)),
+        staged_term(std::max(kStaged, kStagedTerms / members.size())),
+        slots(members.size()),
         channels(members.size() * members.size()) {
     for (Slot& slot : slots) {
       for (Post& post : slot.posts) post.counts.reserve(members.size());
@@ -143,9 +149,7 @@ struct Group {
 class ThreadsCommunicator final : public Communicator {
  public:
   ThreadsCommunicator(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), job_(*group_->job), rank_(rank) {}
-  ~ThreadsCommunicator() override {
-    slot(rank_).left.store(true, std::memory_order_release);
-  }
+  ~ThreadsCommunicator() override { slot(rank_).left.store(true, std::memory_order_release); }
 
   std::string_view name() const override { return "threads"; }
   int rank() const override { return rank_; }
@@ -204,7 +208,7 @@ class ThreadsCommunicator final : public Communicator {
   std::shared_ptr<Group> group_;
   Job& job_;
   int rank_;
-  uint32_t calls_ = 0;   // collectives posted
+  uint32_t calls_ = 0;  // collectives posted
   uint32_t splits_ = 0;
   bool in_place_ = false;  // somebody's memory is read in the call under way
 };
@@ -224,8 +228,9 @@ void ThreadsCommunicator::wait(Signal& signal, uint32_t target, int peer, std::s
     if (left) fail(Error::Kind::network, fmt::format("{} left before {}: see its own message", group_->describe(peer), call));
     const auto now = Clock::now();
     if (now >= end)
-      fail(Error::Kind::network, fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit",
-                                             job_.describe(job_.culprit(group_->members[static_cast<size_t>(peer)])), call, job_.timeout_ms));
+      fail(Error::Kind::network,
+           fmt::format("{} did not come to {} within {} ms: it hangs, or its work takes longer than the limit",
+                       job_.describe(job_.culprit(group_->members[static_cast<size_t>(peer)])), call, job_.timeout_ms));
     signal.wait(value, job_.spin, std::min(end, now + kLook));
   }
   awaited.store(-1, std::memory_order_relaxed);
@@ -281,8 +286,8 @@ void ThreadsCommunicator::all_reduce(std::string_view call, std::span<float> ino
   for (int r = 0; r < size(); ++r) {
     const Post& theirs = other(r);
     if (theirs.bytes.size() != bytes.size())
-      fail(Error::Kind::internal, fmt::format("{}: {} brings {} bytes, {} brings {}; wanted: equal sizes", call, group_->describe(rank_),
-                                              bytes.size(), group_->describe(r), theirs.bytes.size()));
+      fail(Error::Kind::internal, fmt::format("{}: {} brings {} bytes, {} brings {}; wanted: equal sizes", call,
+                                              group_->describe(rank_), bytes.size(), group_->describe(r), theirs.bytes.size()));
     if (in_place_ || inout.empty() || (own_first && r == rank_)) continue;
     if (r == 0 && !own_first) std::memcpy(inout.data(), theirs.bytes.data(), bytes.size());
     else combine(inout, theirs.bytes.data());
@@ -313,7 +318,9 @@ void ThreadsCommunicator::all_reduce_shares(std::span<float> inout, Combine comb
     for (int r = 0; r < size(); ++r) {
       const std::span<float> theirs = share_of(inout, r, size());
       if (r != rank_ && !theirs.empty())
-        std::memcpy(theirs.data(), rows[static_cast<size_t>(r)] + (theirs.data() - inout.data()) * static_cast<ptrdiff_t>(sizeof(float)), theirs.size_bytes());
+        std::memcpy(theirs.data(),
+                    rows[static_cast<size_t>(r)] + (theirs.data() - inout.data()) * static_cast<ptrdiff_t>(sizeof(float)),
+                    theirs.size_bytes());
     }
   });
   meet("end of a collective");
@@ -339,15 +346,16 @@ void ThreadsCommunicator::all_gather(std::span<std::byte> out, std::span<const s
 void ThreadsCommunicator::reduce_scatter_sum(std::span<float> out, std::span<const float> in, std::span<const int64_t> counts) {
   check_counts("reduce_scatter_sum", "float", counts, size(), in.size());
   if (std::cmp_not_equal(out.size(), counts[static_cast<size_t>(rank_)]))
-    throw Error(Error::Kind::internal, fmt::format("reduce_scatter_sum: rank {} gets {} floats in a buffer of {}; wanted: equal sizes", rank_,
-                                                   counts[static_cast<size_t>(rank_)], out.size()));
+    throw Error(Error::Kind::internal, fmt::format("reduce_scatter_sum: rank {} gets {} floats in a buffer of {}; wanted: equal sizes",
+                                                   rank_, counts[static_cast<size_t>(rank_)], out.size()));
   post("reduce_scatter_sum", std::as_bytes(in), counts);
   const int64_t begin = offset_of(counts, rank_);
   for (int r = 0; r < size(); ++r) {
     const Post& theirs = other(r);
     if (!std::ranges::equal(theirs.counts, counts))
-      fail(Error::Kind::internal, fmt::format("reduce_scatter_sum: {} cuts its row at [{}], {} at [{}]; wanted: the same counts on every rank",
-                                              group_->describe(r), fmt::join(theirs.counts, ", "), group_->describe(rank_), fmt::join(counts, ", ")));
+      fail(Error::Kind::internal,
+           fmt::format("reduce_scatter_sum: {} cuts its row at [{}], {} at [{}]; wanted: the same counts on every rank",
+                       group_->describe(r), fmt::join(theirs.counts, ", "), group_->describe(rank_), fmt::join(counts, ", ")));
     const std::byte* row = theirs.bytes.data() + begin * static_cast<int64_t>(sizeof(float));
     reading(r, r + 1, [&] {
       if (r > 0) add(out, row);
@@ -367,10 +375,12 @@ void ThreadsCommunicator::all_to_all(std::span<std::byte> out, std::span<const s
     const Post& theirs = other(r);
     const int64_t count = receive[static_cast<size_t>(r)];
     if (theirs.counts[static_cast<size_t>(rank_)] != count)
-      fail(Error::Kind::internal, fmt::format("all_to_all: {} sends {} bytes to {}, which expects {}; wanted: equal sizes", group_->describe(r),
-                                              theirs.counts[static_cast<size_t>(rank_)], group_->describe(rank_), count));
+      fail(Error::Kind::internal,
+           fmt::format("all_to_all: {} sends {} bytes to {}, which expects {}; wanted: equal sizes", group_->describe(r),
+                       theirs.counts[static_cast<size_t>(rank_)], group_->describe(rank_), count));
     if (count > 0)
-      reading(r, r + 1, [&] { std::memcpy(out.data() + at, theirs.bytes.data() + offset_of(theirs.counts, rank_), static_cast<size_t>(count)); });
+      reading(r, r + 1,
+              [&] { std::memcpy(out.data() + at, theirs.bytes.data() + offset_of(theirs.counts, rank_), static_cast<size_t>(count)); });
     at += count;
   }
   close();
@@ -404,8 +414,8 @@ void ThreadsCommunicator::receive(std::span<std::byte> bytes, int from) {
   wait(channel.sent, number + 1, from, "send");
   const std::vector<std::byte>& message = channel.messages[number % kMessagesAhead];
   if (message.size() != bytes.size())
-    fail(Error::Kind::internal, fmt::format("receive: {} sent {} bytes to {}, which expects {}; wanted: equal sizes", group_->describe(from),
-                                            message.size(), group_->describe(rank_), bytes.size()));
+    fail(Error::Kind::internal, fmt::format("receive: {} sent {} bytes to {}, which expects {}; wanted: equal sizes",
+                                            group_->describe(from), message.size(), group_->describe(rank_), bytes.size()));
   std::ranges::copy(message, bytes.begin());
   channel.received.advance();
 }

@@ -1,7 +1,7 @@
 #pragma once
-// How bytes travel between processes: the part of a communicator that differs between MPI and sockets. Everything above it (order of sums,
-// groups, time limits, watching the peers) is peers.cpp. Private to comm.
-// Data calls come from one thread at a time; tell() and hear() from the watching thread alone. Ranks are those of the whole job.
+// How bytes travel between processes: the part of a communicator that differs between MPI and sockets. Everything above it (order of
+// sums, groups, time limits, watching the peers) is peers.cpp. Private to comm. Data calls come from one thread at a time; tell() and
+// hear() from the watching thread alone. Ranks are those of the whole job.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,8 @@ class Transport {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// Sends `head` and `body` as one message; keeps a copy and does not wait for the receiver. False: `to` has too many unread messages, ask again.
+  /// Sends `head` and `body` as one message; keeps a copy and does not wait for the receiver. False: `to` has too many unread messages,
+  /// ask again.
   virtual bool send(int to, uint32_t tag, Bytes head, Bytes body) = 0;
   /// The next message of `from` with `tag`, in the order it was sent; nothing after `wait`. Valid until the next call.
   virtual std::optional<Bytes> receive(int from, uint32_t tag, std::chrono::milliseconds wait) = 0;

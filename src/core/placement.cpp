@@ -18,7 +18,8 @@ void share_node(const Topology::Node& node, int ranks, const std::vector<size_t>
     Place& place = places[which[static_cast<size_t>(i)]];
     place.nodes = {node.number};
     if (ranks > processors) place.processors = node.processors;
-    else place.processors.assign(node.processors.begin() + processors * i / ranks, node.processors.begin() + processors * (i + 1) / ranks);
+    else
+      place.processors.assign(node.processors.begin() + processors * i / ranks, node.processors.begin() + processors * (i + 1) / ranks);
   }
 }
 
@@ -39,7 +40,8 @@ std::vector<Place> place_ranks(const Topology& machine, int ranks) {
       for (int n = nodes * r / ranks; n < nodes * (r + 1) / ranks; ++n) {
         const Topology::Node& node = machine.nodes[static_cast<size_t>(n)];
         places[static_cast<size_t>(r)].nodes.push_back(node.number);
-        places[static_cast<size_t>(r)].processors.insert(places[static_cast<size_t>(r)].processors.end(), node.processors.begin(), node.processors.end());
+        places[static_cast<size_t>(r)].processors.insert(places[static_cast<size_t>(r)].processors.end(), node.processors.begin(),
+                                                         node.processors.end());
       }
     return places;
   }
@@ -54,7 +56,9 @@ std::vector<Place> place_ranks(const Topology& machine, int ranks) {
 
 std::vector<Place> place_ranks(const Topology& machine, int ranks, std::string_view map) {
   const auto refuse = [&](std::string_view entry, const std::string& why) {
-    throw Error(Error::Kind::bad_input, fmt::format("bind map \"{}\", entry \"{}\": {}; wanted: RANK:NODE for each of the {} ranks, like 0:0,1:0", map, entry, why, ranks));
+    throw Error(Error::Kind::bad_input,
+                fmt::format("bind map \"{}\", entry \"{}\": {}; wanted: RANK:NODE for each of the {} ranks, like 0:0,1:0", map, entry,
+                            why, ranks));
   };
   std::map<size_t, std::vector<size_t>> of_node;  // index of a node -> its ranks
   std::vector<bool> seen(static_cast<size_t>(ranks));
@@ -64,14 +68,16 @@ std::vector<Place> place_ranks(const Topology& machine, int ranks, std::string_v
     const size_t colon = std::min(entry.find(':'), entry.size());
     const auto rank = integer(entry.substr(0, colon)), number = integer(entry.substr(std::min(colon + 1, entry.size())));
     if (!rank || !number) refuse(entry, "not two whole numbers");
-    if (*rank >= ranks || seen[static_cast<size_t>(*rank)]) refuse(entry, fmt::format("rank {} is {}", *rank, *rank >= ranks ? "too large" : "named twice"));
+    if (*rank >= ranks || seen[static_cast<size_t>(*rank)])
+      refuse(entry, fmt::format("rank {} is {}", *rank, *rank >= ranks ? "too large" : "named twice"));
     const auto node = std::ranges::find(machine.nodes, *number, &Topology::Node::number);
     if (node == machine.nodes.end()) refuse(entry, fmt::format("this host has no node {} that this process may use", *number));
     seen[static_cast<size_t>(*rank)] = true;
     of_node[static_cast<size_t>(node - machine.nodes.begin())].push_back(static_cast<size_t>(*rank));
     at = comma + 1;
   }
-  if (const auto missing = std::ranges::find(seen, false); missing != seen.end()) refuse("", fmt::format("rank {} is missing", missing - seen.begin()));
+  if (const auto missing = std::ranges::find(seen, false); missing != seen.end())
+    refuse("", fmt::format("rank {} is missing", missing - seen.begin()));
   std::vector<Place> places(static_cast<size_t>(ranks));
   for (auto& [node, which] : of_node) {
     std::ranges::sort(which);
@@ -91,8 +97,8 @@ std::string describe(const Place& place) {
     ranges += end - i == 1 ? std::to_string(sorted[i]) : fmt::format("{}-{}", sorted[i], sorted[end - 1]);
     i = end;
   }
-  return fmt::format("{} {} of {} {}", sorted.size() == 1 ? "processor" : "processors", ranges, place.nodes.size() == 1 ? "node" : "nodes",
-                     fmt::join(place.nodes, ","));
+  return fmt::format("{} {} of {} {}", sorted.size() == 1 ? "processor" : "processors", ranges,
+                     place.nodes.size() == 1 ? "node" : "nodes", fmt::join(place.nodes, ","));
 }
 
 }  // namespace conclave

@@ -47,7 +47,8 @@ Topology this_machine() {
   for (hwloc_obj_t node = nullptr; (node = hwloc_get_next_obj_by_type(machine.topology, HWLOC_OBJ_NUMANODE, node));) {
     Topology::Node here{static_cast<int>(node->os_index), {}, static_cast<int64_t>(node->attr->numanode.local_memory)};
     for (hwloc_obj_t unit = nullptr; (unit = hwloc_get_next_obj_by_type(machine.topology, HWLOC_OBJ_PU, unit));)
-      if (hwloc_bitmap_isset(node->cpuset, unit->os_index) && allowed(unit->os_index)) here.processors.push_back(static_cast<int>(unit->os_index));
+      if (hwloc_bitmap_isset(node->cpuset, unit->os_index) && allowed(unit->os_index))
+        here.processors.push_back(static_cast<int>(unit->os_index));
     if (!here.processors.empty()) found.nodes.push_back(std::move(here));
   }
   if (found.nodes.empty()) throw Error(Error::Kind::internal, "hwloc finds no processor that this process may use");
@@ -58,7 +59,8 @@ bool bind_this_thread(const Place& place) {
   const Machine machine;
   const Bitmap processors = bitmap_of(place.processors), nodes = bitmap_of(place.nodes);
   const bool bound = hwloc_set_cpubind(machine.topology, processors.get(), HWLOC_CPUBIND_THREAD) == 0;
-  return hwloc_set_membind(machine.topology, nodes.get(), HWLOC_MEMBIND_BIND, HWLOC_MEMBIND_THREAD | HWLOC_MEMBIND_BYNODESET) == 0 && bound;
+  return hwloc_set_membind(machine.topology, nodes.get(), HWLOC_MEMBIND_BIND, HWLOC_MEMBIND_THREAD | HWLOC_MEMBIND_BYNODESET) == 0 &&
+         bound;
 }
 
 }  // namespace conclave

@@ -28,7 +28,8 @@ std::vector<float> row_of(int rank, size_t size, unsigned salt) {
 
 Bytes bytes_of(int from, int to, size_t size) {
   Bytes bytes(size);
-  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(static_cast<size_t>(from) * 31 + static_cast<size_t>(to) * 7 + i * 13);
+  for (size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<std::byte>(static_cast<size_t>(from) * 31 + static_cast<size_t>(to) * 7 + i * 13);
   return bytes;
 }
 
@@ -108,7 +109,8 @@ void check_all_to_all(Communicator& comm, int64_t unit) {
   for (int r = 0; r < comm.size(); ++r) {
     send.push_back(count(comm.rank(), r));
     receive.push_back(count(r, comm.rank()));
-    const Bytes mine = bytes_of(comm.rank(), r, static_cast<size_t>(send.back())), theirs = bytes_of(r, comm.rank(), static_cast<size_t>(receive.back()));
+    const Bytes mine = bytes_of(comm.rank(), r, static_cast<size_t>(send.back())),
+                theirs = bytes_of(r, comm.rank(), static_cast<size_t>(receive.back()));
     in.insert(in.end(), mine.begin(), mine.end());
     wanted.insert(wanted.end(), theirs.begin(), theirs.end());
   }
@@ -127,19 +129,22 @@ void check_special_values(Communicator& comm) {
   constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
   const bool last = comm.rank() == comm.size() - 1;
   const float mixed = comm.rank() % 2 == 0 ? -0.0f : 0.0f;
-  std::vector<float> row{last ? kNan : 1, last ? kInf : 1, last ? -kInf : 1, comm.rank() == 0 ? kNan : 1, last ? 1e-45f : 0, -0.0f, mixed};
+  std::vector<float> row{
+      last ? kNan : 1, last ? kInf : 1, last ? -kInf : 1, comm.rank() == 0 ? kNan : 1, last ? 1e-45f : 0, -0.0f, mixed};
   std::vector<float> greatest = row;
   comm.all_reduce_sum(row);
   const float zero = comm.size() == 1 ? -0.0f : 0.0f;
   require_equal(comm, row, std::array{kNan, kInf, -kInf, kNan, 1e-45f, -0.0f, zero}, "all_reduce_sum of special values");
   comm.all_reduce_max(greatest);
-  require_equal(comm, greatest, std::array{kNan, kInf, comm.size() == 1 ? -kInf : 1, kNan, 1e-45f, -0.0f, zero}, "all_reduce_max of special values");
+  require_equal(comm, greatest, std::array{kNan, kInf, comm.size() == 1 ? -kInf : 1, kNan, 1e-45f, -0.0f, zero},
+                "all_reduce_max of special values");
 }
 
 }  // namespace
 
 void check_collectives(Communicator& comm) {
-  for (const size_t size : {size_t{0}, size_t{1}, size_t{3}, size_t{17}, size_t{1000}, size_t{2048}, size_t{4096}, size_t{4097}, size_t{16385}, size_t{100003}})
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{3}, size_t{17}, size_t{1000}, size_t{2048}, size_t{4096}, size_t{4097},
+                            size_t{16385}, size_t{100003}})
     check_all_reduce(comm, size, 1);
   for (const int64_t unit : {0, 1, 5, 1021, 30011}) {
     check_all_gather(comm, unit);

@@ -64,8 +64,8 @@ Outcome launch(int size, const std::string& rest, int grace_ms = 1000) {
 }
 
 Outcome mpirun(int size, const std::string& rest) {
-  return run(fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 60 mpirun --oversubscribe -n {} {} {}", size,
-                         CONCLAVE_COMM_RANK, rest));
+  return run(fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 60 mpirun --oversubscribe -n {} {} {}",
+                         size, CONCLAVE_COMM_RANK, rest));
 }
 
 bool has_sockets() { return launch(2, "digest 9").code != 3; }
@@ -118,7 +118,8 @@ TEST(Start, TwoJobsOfOneHostFindTheirOwnRanks) {
   std::string command;
   for (const char* job : {"red", "blue"})
     for (const int rank : {1, 0})
-      command += fmt::format("CONCLAVE_JOB={} WORLD_SIZE=2 RANK={} LOCAL_RANK={} MASTER_ADDR=localhost timeout 50 {} cases & ", job, rank, rank, CONCLAVE_COMM_RANK);
+      command += fmt::format("CONCLAVE_JOB={} WORLD_SIZE=2 RANK={} LOCAL_RANK={} MASTER_ADDR=localhost timeout 50 {} cases & ", job,
+                             rank, rank, CONCLAVE_COMM_RANK);
   const Outcome outcome = run(command + "wait");
   size_t jobs = 0;
   for (size_t at = 0; (at = outcome.text.find("2 ranks over sockets: all cases hold", at)) != std::string::npos; ++at) ++jobs;
@@ -130,8 +131,12 @@ TEST(Start, StrangersAtTheRendezvousAreIgnored) {
   const std::string variables = "CONCLAVE_JOB=strangers WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=21030";
   const auto rank = [&](int r) { return fmt::format("{} RANK={} timeout 50 {} cases", variables, r, CONCLAVE_COMM_RANK); };
   const std::string greeting = R"(\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL)";  // of the ZeroMQ protocol, followed by nonsense
-  const Outcome outcome = run("exec bash -c " + quoted(rank(0) + " & sleep 0.3; for i in 1 2 3; do head -c 2000 /dev/urandom > /dev/tcp/127.0.0.1/21030; printf 'GET / HTTP/1.1\r\n\r\n' > "
-                              "/dev/tcp/127.0.0.1/21030; { printf '" + greeting + "'; head -c 3000 /dev/urandom; } > /dev/tcp/127.0.0.1/21030; done; " + rank(1) + "; wait"));
+  const Outcome outcome = run(
+      "exec bash -c " +
+      quoted(rank(0) +
+             " & sleep 0.3; for i in 1 2 3; do head -c 2000 /dev/urandom > /dev/tcp/127.0.0.1/21030; printf 'GET / HTTP/1.1\r\n\r\n' > "
+             "/dev/tcp/127.0.0.1/21030; { printf '" +
+             greeting + "'; head -c 3000 /dev/urandom; } > /dev/tcp/127.0.0.1/21030; done; " + rank(1) + "; wait"));
   EXPECT_NE(outcome.text.find("2 ranks over sockets: all cases hold"), std::string::npos) << outcome.text;
 }
 
@@ -164,19 +169,28 @@ TEST(Start, VariablesAreCheckedByName) {
     return false;
   };
   EXPECT_EQ(read({}).size, 0);
-  const Rendezvous place = read({{"WORLD_SIZE", "8"}, {"RANK", "5"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "node-0"}, {"SLURM_JOB_ID", "77"}});
+  const Rendezvous place =
+      read({{"WORLD_SIZE", "8"}, {"RANK", "5"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "node-0"}, {"SLURM_JOB_ID", "77"}});
   EXPECT_EQ(place.size, 8);
   EXPECT_EQ(place.rank, 5);
   EXPECT_EQ(place.local_rank, 1);
   EXPECT_EQ(place.address, "node-0");
   EXPECT_EQ(place.port, 20030);
   EXPECT_EQ(place.job, "77");
-  EXPECT_EQ(read({{"WORLD_SIZE", "2"}, {"RANK", "0"}, {"MASTER_ADDR", "h"}, {"MASTER_PORT", "29500"}, {"CONCLAVE_JOB", "a"}, {"SLURM_JOB_ID", "77"}}).job, "a");
+  EXPECT_EQ(read({{"WORLD_SIZE", "2"},
+                  {"RANK", "0"},
+                  {"MASTER_ADDR", "h"},
+                  {"MASTER_PORT", "29500"},
+                  {"CONCLAVE_JOB", "a"},
+                  {"SLURM_JOB_ID", "77"}})
+                .job,
+            "a");
   EXPECT_TRUE(refused({{"WORLD_SIZE", "2"}}, "RANK"));
   EXPECT_TRUE(refused({{"RANK", "2"}}, "WORLD_SIZE"));
   EXPECT_TRUE(refused({{"WORLD_SIZE", "2"}, {"RANK", "2"}, {"MASTER_ADDR", "h"}}, "RANK"));
   EXPECT_TRUE(refused({{"WORLD_SIZE", "2"}, {"RANK", "0"}}, "MASTER_ADDR"));
-  for (const char* bad : {"0", "-1", "two", "2x", "99999999999", " 2"}) EXPECT_TRUE(refused({{"WORLD_SIZE", bad}, {"RANK", "0"}, {"MASTER_ADDR", "h"}}, "WORLD_SIZE")) << bad;
+  for (const char* bad : {"0", "-1", "two", "2x", "99999999999", " 2"})
+    EXPECT_TRUE(refused({{"WORLD_SIZE", bad}, {"RANK", "0"}, {"MASTER_ADDR", "h"}}, "WORLD_SIZE")) << bad;
   for (const char* bad : {"0", "65536", "port"})
     EXPECT_TRUE(refused({{"WORLD_SIZE", "2"}, {"RANK", "0"}, {"MASTER_ADDR", "h"}, {"MASTER_PORT", bad}}, "MASTER_PORT")) << bad;
 }
@@ -185,7 +199,9 @@ TEST(Start, DifferentCheckpointsAreRefusedOnEveryRank) {
   if (!has_sockets()) GTEST_SKIP() << "built without ZeroMQ";
   const Outcome outcome = launch(3, "digest 1");
   EXPECT_EQ(outcome.code, 3) << outcome.text;
-  EXPECT_EQ(outcome.text, "error: checkpoint differs between ranks: rank 0 has aa11 (/models/0), rank 1 has bb22 (/models/1); give all ranks the same checkpoint\n");
+  EXPECT_EQ(outcome.text,
+            "error: checkpoint differs between ranks: rank 0 has aa11 (/models/0), rank 1 has bb22 (/models/1); give all ranks the "
+            "same checkpoint\n");
   EXPECT_EQ(launch(3, "digest 9").code, 0);
 }
 
@@ -198,11 +214,14 @@ struct Fault {
 std::string check_fault(const Fault& fault, int number) {
   const std::string mark = fmt::format("mark-{}-{}", getpid(), number);
   const Outcome outcome = launch(fault.size, fmt::format("fault {} {} {} {}", fault.kind, fault.rank, fault.step, mark));
-  const std::string what = fmt::format("{} of rank {} of {} at step {}: exit code {} after {:.1f} s, named after {:.1f} s: {}", fault.kind, fault.rank, fault.size,
-                                       fault.step, outcome.code, outcome.seconds, outcome.named_after, outcome.text);
+  const std::string what =
+      fmt::format("{} of rank {} of {} at step {}: exit code {} after {:.1f} s, named after {:.1f} s: {}", fault.kind, fault.rank,
+                  fault.size, fault.step, outcome.code, outcome.seconds, outcome.named_after, outcome.text);
   if (processes_with(mark) > 0) return "processes are left: " + what;
   if (outcome.code != 6) return "exit code: " + what;
-  if (fault.kind == "early") return outcome.text.find(fmt::format("rank {} of {} ended with exit code 3", fault.rank, fault.size)) == std::string::npos ? what : "";
+  if (fault.kind == "early")
+    return outcome.text.find(fmt::format("rank {} of {} ended with exit code 3", fault.rank, fault.size)) == std::string::npos ? what
+                                                                                                                               : "";
   constexpr std::array<const char*, 3> kPhases{"loading", "step", "draining"};
   const std::string wanted = fmt::format("error: rank {} (phase {})", fault.rank, kPhases[static_cast<size_t>(fault.step / 10) % 3]);
   size_t named = 0;
@@ -211,7 +230,8 @@ std::string check_fault(const Fault& fault, int number) {
   return "";
 }
 
-/// Steps are chosen a little after the beginning of a phase: who is killed in the instant of a change may be named with the phase before.
+/// Steps are chosen a little after the beginning of a phase: who is killed in the instant of a change may be named with the phase
+/// before.
 TEST(Faults, EveryRankEndsInTimeAndNamesTheCulprit) {
   if (!has_sockets()) GTEST_SKIP() << "built without ZeroMQ";
   const char* number = std::getenv("CONCLAVE_FAULTS");
@@ -223,7 +243,8 @@ TEST(Faults, EveryRankEndsInTimeAndNamesTheCulprit) {
     std::vector<std::future<std::string>> running;
     for (int i = first; i < std::min(faults, first + kAtOnce); ++i) {
       const int size = 2 + static_cast<int>(random() % 3);
-      const Fault fault{kinds[static_cast<size_t>(i) % kinds.size()], size, static_cast<int>(random() % static_cast<unsigned>(size)), static_cast<int>(random() % 6 * 10 + 2 + random() % 8)};
+      const Fault fault{kinds[static_cast<size_t>(i) % kinds.size()], size, static_cast<int>(random() % static_cast<unsigned>(size)),
+                        static_cast<int>(random() % 6 * 10 + 2 + random() % 8)};
       running.push_back(std::async(std::launch::async, check_fault, fault, i));
     }
     for (auto& one : running) EXPECT_EQ(one.get(), "");

@@ -38,7 +38,8 @@ void do_fault(Communicator& comm, const std::string& kind) {
   if (kind == "leave") throw std::string();  // ends this rank without an error
 }
 
-/// Work like an engine's: a broadcast plan, sums per layer, a gather at the end, messages between neighbours; long computations between.
+/// Work like an engine's: a broadcast plan, sums per layer, a gather at the end, messages between neighbours; long computations
+/// between.
 void work(Communicator& comm, const std::string& kind, int rank, int step) {
   std::vector<float> row(3000, 1), large(60'000, 1);
   const auto pair = comm.split(comm.rank() / 2, 0);
@@ -89,7 +90,9 @@ int run(const std::vector<std::string>& arguments) {
     }
   } else if (mode == "digest") {
     const bool other = comm->rank() == std::stoi(arguments.at(1));
-    check_same_on_all_ranks(*comm, std::vector<Identity>{{"build", "0.1.0", "here"}, {"checkpoint", other ? "bb22" : "aa11", fmt::format("/models/{}", comm->rank())}});
+    check_same_on_all_ranks(*comm,
+                            std::vector<Identity>{{"build", "0.1.0", "here"},
+                                                  {"checkpoint", other ? "bb22" : "aa11", fmt::format("/models/{}", comm->rank())}});
   } else {
     throw Error(Error::Kind::bad_input, "comm_rank cases|fault|digest|launch");
   }

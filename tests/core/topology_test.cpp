@@ -34,21 +34,25 @@ std::vector<std::string> described(const std::vector<Place>& places) {
 using Texts = std::vector<std::string>;
 
 TEST(Placement, GivesWholeNodesWhereThereAreEnough) {
-  EXPECT_EQ(described(place_ranks(machine_of(4, 8), 4)),
-            (Texts{"processors 0-7 of node 0", "processors 8-15 of node 1", "processors 16-23 of node 2", "processors 24-31 of node 3"}));
+  EXPECT_EQ(described(place_ranks(machine_of(4, 8), 4)), (Texts{"processors 0-7 of node 0", "processors 8-15 of node 1",
+                                                                "processors 16-23 of node 2", "processors 24-31 of node 3"}));
   EXPECT_EQ(described(place_ranks(machine_of(4, 8), 2)), (Texts{"processors 0-15 of nodes 0,1", "processors 16-31 of nodes 2,3"}));
   EXPECT_EQ(described(place_ranks(machine_of(2, 4), 1)), (Texts{"processors 0-7 of nodes 0,1"}));
 }
 
 TEST(Placement, SharesNodesEvenly) {
-  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 4)), (Texts{"processors 0-1 of node 0", "processors 2-3 of node 0", "processors 4-5 of node 1", "processors 6-7 of node 1"}));
+  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 4)),
+            (Texts{"processors 0-1 of node 0", "processors 2-3 of node 0", "processors 4-5 of node 1", "processors 6-7 of node 1"}));
   EXPECT_EQ(described(place_ranks(machine_of(1, 2), 2)), (Texts{"processor 0 of node 0", "processor 1 of node 0"}));
-  EXPECT_EQ(described(place_ranks(machine_of(1, 2), 3)), (Texts{"processors 0-1 of node 0", "processors 0-1 of node 0", "processors 0-1 of node 0"}));
-  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 3)), (Texts{"processors 0-1 of node 0", "processors 2-3 of node 0", "processors 4-7 of node 1"}));
+  EXPECT_EQ(described(place_ranks(machine_of(1, 2), 3)),
+            (Texts{"processors 0-1 of node 0", "processors 0-1 of node 0", "processors 0-1 of node 0"}));
+  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 3)),
+            (Texts{"processors 0-1 of node 0", "processors 2-3 of node 0", "processors 4-7 of node 1"}));
 }
 
 TEST(Placement, FollowsAMap) {
-  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 3, "2:0,0:1,1:1")), (Texts{"processors 4-5 of node 1", "processors 6-7 of node 1", "processors 0-3 of node 0"}));
+  EXPECT_EQ(described(place_ranks(machine_of(2, 4), 3, "2:0,0:1,1:1")),
+            (Texts{"processors 4-5 of node 1", "processors 6-7 of node 1", "processors 0-3 of node 0"}));
 }
 
 TEST(Placement, RefusesAMapByItsEntry) {
