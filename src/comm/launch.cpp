@@ -88,14 +88,22 @@ Rendezvous rendezvous_of(const Variable& variable) {
 }
 
 std::unique_ptr<Communicator> make_from_environment(const StartLimits& limits) {
-  const auto set = [](const char* name) { return std::getenv(name) != nullptr; };
-  if (set("OMPI_COMM_WORLD_SIZE") || set("PMIX_RANK") || set("PMI_RANK")) {
-    if (auto mpi = make_mpi(limits.timeout_ms)) return mpi;
-    throw Error(Error::Kind::unsupported,
-                "this process was started by mpirun, and the program was built without MPI: install libopenmpi-dev and build "
-                "again, or start the ranks with WORLD_SIZE, RANK and MASTER_ADDR");
+  const Variable variable = [](const char* name) { return std::getenv(name); };
+  if (variable("OMPI_COMM_WORLD_SIZE") || variable("PMIX_RANK") || (variable("PMI_RANK") && !variable("WORLD_SIZE"))) {
+    auto mpi = make_mpi(limits.timeout_ms);
+    if (!mpi)
+      throw Error(Error::Kind::unsupported,
+                  "this process was started by mpirun, and the program was built without MPI: install libopenmpi-dev and build again, or "
+                  "start the ranks with WORLD_SIZE, RANK and MASTER_ADDR");
+    constexpr int kMost = 1 << 20;
+    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
+      if (const auto size = integer(variable, name, 1, kMost); size && *size != mpi->size())
+        throw Error(Error::Kind::unsupported,
+                    fmt::format("variable {} is {}, and MPI sees {} ranks: the launcher belongs to another MPI than the one this program "
+                                "was built with; use its mpirun, or WORLD_SIZE, RANK and MASTER_ADDR", name, *size, mpi->size()));
+    return mpi;
   }
-  Rendezvous place = rendezvous_of([](const char* name) { return std::getenv(name); });
+  Rendezvous place = rendezvous_of(variable);
   if (place.size <= 1) return make_self();
   place.timeout_ms = limits.timeout_ms;
   place.silence_ms = limits.silence_ms;

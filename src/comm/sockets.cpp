@@ -15,6 +15,7 @@
 #include <deque>
 #include <map>
 #include <random>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -137,20 +138,18 @@ Address address_of(const nlohmann::ordered_json& json) {
   return address;
 }
 
-/// IPv4 address of `host`, as text.
-std::string resolve(const std::string& host) {
-  const addrinfo hints{.ai_flags = 0,
-                       .ai_family = AF_INET,
-                       .ai_socktype = SOCK_STREAM,
-                       .ai_protocol = 0,
-                       .ai_addrlen = 0,
-                       .ai_addr = nullptr,
-                       .ai_canonname = nullptr,
-                       .ai_next = nullptr};
+/// IPv4 address of `host`, as text. A name may appear only when rank 0's container starts.
+std::string resolve(const std::string& host, milliseconds limit) {
+  const addrinfo hints{.ai_flags = 0, .ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_protocol = 0, .ai_addrlen = 0, .ai_addr = nullptr,
+                       .ai_canonname = nullptr, .ai_next = nullptr};
   addrinfo* found = nullptr;
-  if (const int status = getaddrinfo(host.c_str(), nullptr, &hints, &found); status != 0)
-    throw Error(Error::Kind::network,
-                fmt::format("MASTER_ADDR {}: {}; wanted: the name or the address of rank 0's host", host, gai_strerror(status)));
+  const auto end = Clock::now() + limit;
+  while (const int status = getaddrinfo(host.c_str(), nullptr, &hints, &found)) {
+    if (Clock::now() >= end)
+      throw Error(Error::Kind::network,
+                  fmt::format("MASTER_ADDR {}: {}; wanted: the name or the IPv4 address of rank 0's host", host, gai_strerror(status)));
+    std::this_thread::sleep_for(milliseconds(500));
+  }
   std::array<char, INET_ADDRSTRLEN> text{};
   inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(found->ai_addr)->sin_addr, text.data(), text.size());
   freeaddrinfo(found);
@@ -225,7 +224,7 @@ SocketTransport::SocketTransport(const Rendezvous& place)
     : rank_(place.rank), size_(place.size), addresses_(static_cast<size_t>(place.size)) {
   data_in_.limit(kMaxMessage);
   control_in_.limit(kMaxControl);
-  const std::string master = resolve(place.address), mine = rank_ == 0 ? master : own_address(master);
+  const std::string master = resolve(place.address, milliseconds(place.start_ms / 10)), mine = rank_ == 0 ? master : own_address(master);
   const Address own{listen_on(data_in_, mine), listen_on(control_in_, mine)};
   if (rank_ == 0) gather(place, master, own);
   else report(place, master, own);

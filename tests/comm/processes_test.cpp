@@ -140,6 +140,17 @@ TEST(Start, StrangersAtTheRendezvousAreIgnored) {
   EXPECT_NE(outcome.text.find("2 ranks over sockets: all cases hold"), std::string::npos) << outcome.text;
 }
 
+TEST(Start, APortThatSomebodyElseHoldsIsPassedOver) {
+  if (!has_sockets()) GTEST_SKIP() << "built without ZeroMQ";
+  const std::string holder = "import socket, time; s = socket.create_server(('127.0.0.1', 21060)); print('held', flush=True); time.sleep(20)";
+  std::string ranks;
+  for (const int r : {1, 0})
+    ranks += fmt::format("CONCLAVE_JOB=held WORLD_SIZE=2 RANK={} MASTER_ADDR=127.0.0.1 MASTER_PORT=21060 timeout 50 {} cases & ", r, CONCLAVE_COMM_RANK);
+  const Outcome outcome = run(fmt::format("python3 -c {} & holder=$!; sleep 1; {} wait %2 %3; kill $holder", quoted(holder), ranks));
+  EXPECT_NE(outcome.text.find("held"), std::string::npos) << outcome.text;
+  EXPECT_NE(outcome.text.find("2 ranks over sockets: all cases hold"), std::string::npos) << outcome.text;
+}
+
 TEST(Start, ARankThatDoesNotComeIsNamed) {
   Rendezvous place{.size = 3, .job = "lonely", .start_ms = 300};
   try {
