@@ -4,13 +4,14 @@
 # make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run
 # make test-clients                          the official openai client against `conclave serve` (installs Python packages into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
+# make comm-bench                            latency of collectives: threads against MPI
 MODEL ?= models/demo-mixtral
 PROMPT ?=
 ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure --no-tests=error -j2
 
-.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-clients check bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-clients check bench comm-bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -73,6 +74,12 @@ bench:
 	cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_BENCH=ON
 	cmake --build build --target kernel_bench
 	build/bench/kernel_bench $(ARGS)
+
+comm-bench:
+	@tools/setup/packages.sh bench
+	cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_BENCH=ON
+	cmake --build build --target comm_bench
+	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --bind-to none -n 2 build/bench/comm_bench $(ARGS)
 
 clean:
 	rm -rf build build-sanitized

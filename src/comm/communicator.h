@@ -1,8 +1,9 @@
 #pragma once
-// Ranks that compute one model together. Hides how bytes travel: not at all (one rank), through the memory of one process (threads) or
-// through MPI. Collectives are called by every rank of a group in the same order; one thread per rank at a time. Sums are taken in rank
-// order, 0 + 1 + 2 ..., so that every rank and every implementation gets the same bits. A peer that is gone, or that does not answer within
-// the group's time limit, ends every call with Error::Kind::network naming the rank and the phase.
+// Ranks that compute one model together. Hides how bytes travel: not at all (one rank), through the memory of one process (threads), or
+// between processes through MPI or sockets (comm/launch.h). Collectives are called by every rank of a group in the same order; one thread
+// per rank at a time. Sums are taken in rank order, 0 + 1 + 2 ..., so that every rank and every implementation gets the same bits (a NaN's
+// payload aside). A peer that is gone, or that does not answer within the group's time limit, ends every call with Error::Kind::network
+// naming the rank and its phase; ranks whose calls differ end with Error::Kind::internal. After an error the whole job has ended.
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -15,7 +16,7 @@ namespace conclave {
 class Communicator {
  public:
   virtual ~Communicator() = default;
-  virtual std::string_view name() const = 0;  ///< "self", "threads", "mpi"
+  virtual std::string_view name() const = 0;  ///< "self", "threads", "mpi", "sockets"
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
@@ -30,6 +31,7 @@ class Communicator {
                           std::span<const int64_t> receive) = 0;
   /// Everybody gets the root's bytes, whatever their number: the control plane.
   virtual void broadcast(std::vector<std::byte>& bytes, int root) = 0;
+  /// Messages between two ranks arrive in order; the receiver knows their size. A sender may be a few messages ahead, then it waits.
   virtual void send(std::span<const std::byte> bytes, int to) = 0;
   virtual void receive(std::span<std::byte> bytes, int from) = 0;
   virtual void barrier() = 0;
@@ -45,8 +47,9 @@ class Communicator {
 /// One rank: every collective is the identity.
 std::unique_ptr<Communicator> make_self();
 /// `size` ranks of this process, one for each thread; a call that waits longer than `timeout_ms` for a peer ends with an error (0: never).
+/// A rank whose thread unwinds is noticed without a limit, once its communicator is destroyed.
 std::vector<std::unique_ptr<Communicator>> make_threads(int size, int timeout_ms = 0);
-/// The processes of an MPI job, or null where the program was built without MPI.
+/// The processes of an MPI job, or null where the program was built without MPI. Once per process; MPI ends with the last of its groups.
 std::unique_ptr<Communicator> make_mpi(int timeout_ms = 0);
 
 }  // namespace conclave
