@@ -34,7 +34,7 @@ CONFINED = {  # header prefix -> path prefixes that may include it
     "pcre2": ("text/",),
     "editline/": ("cli/",),
     "histedit": ("cli/",),
-    "immintrin.h": ("backend/cpu/", "core/thread_pool"),
+    "immintrin.h": ("backend/cpu/",),
     "arm_neon.h": ("backend/cpu/",),
 }
 # Only the backend folder itself may see its implementations: everybody else goes through the factories in backend.h.

@@ -30,6 +30,7 @@ class Communicator {
                           std::span<const int64_t> receive) = 0;
   /// Everybody gets the root's bytes, whatever their number: the control plane.
   virtual void broadcast(std::vector<std::byte>& bytes, int root) = 0;
+  /// Messages between two ranks arrive in order; the receiver knows their size. A sender may be a few messages ahead, then it waits.
   virtual void send(std::span<const std::byte> bytes, int to) = 0;
   virtual void receive(std::span<std::byte> bytes, int from) = 0;
   virtual void barrier() = 0;

@@ -1,14 +1,10 @@
 #include "core/thread_pool.h"
 
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <exception>
 #include <fstream>
@@ -20,61 +16,14 @@
 #include <thread>
 #include <utility>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include <fmt/format.h>
 
 #include "core/error.h"
+#include "core/signal.h"
 
 namespace conclave {
 namespace {
-
-/// Long enough to bridge the gaps between the regions of one step, short enough that a busy neighbour gets its core.
-constexpr auto kSpin = std::chrono::microseconds(40);
-constexpr int kPausesPerCheck = 32;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-/// A counter that waiters watch: they spin for a while (never when there are more workers than processors) and then sleep in the kernel.
-class Signal {
- public:
-  uint32_t load() const { return value_.load(std::memory_order_acquire); }
-
-  void advance() {
-    value_.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0)
-      syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, std::numeric_limits<int>::max(), nullptr, nullptr, 0);
-  }
-
-  /// Returns when the value differs from `seen`.
-  void wait(uint32_t seen, bool spin) {
-    if (spin) {
-      const auto end = std::chrono::steady_clock::now() + kSpin;
-      do {
-        for (int i = 0; i < kPausesPerCheck; ++i) {
-          if (load() != seen) return;
-          pause();
-        }
-      } while (std::chrono::steady_clock::now() < end);
-    }
-    sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    while (value_.load(std::memory_order_seq_cst) == seen)
-      syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
-    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-  }
-
- private:
-  alignas(64) std::atomic<uint32_t> value_{0};
-  alignas(64) std::atomic<int32_t> sleepers_{0};
-};
 
 /// Indices that a worker still has to do: it takes them from the front, others who have nothing left from the back.
 class alignas(64) Range {
