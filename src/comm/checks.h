@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <numeric>
 #include <span>
 #include <string_view>
@@ -38,15 +39,25 @@ inline int64_t offset_of(std::span<const int64_t> counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
 }
 
-/// out += in. Called for ranks 0, 1, 2 ... in this order everywhere, so that all communicators give the same bits.
-inline void add(std::span<float> out, const float* in) {
-  for (size_t i = 0; i < out.size(); ++i) out[i] += in[i];
+/// out += in, of floats at any address. Called for ranks 0, 1, 2 ... in this order everywhere, so that all communicators give the same bits.
+inline void add(std::span<float> out, const std::byte* in) {
+  for (size_t i = 0; i < out.size(); ++i) {
+    float x;
+    std::memcpy(&x, in + i * sizeof x, sizeof x);
+    out[i] += x;
+  }
 }
 
 /// out = max(out, in); a NaN on either side stays.
-inline void keep_greater(std::span<float> out, const float* in) {
-  for (size_t i = 0; i < out.size(); ++i) out[i] = in[i] > out[i] || in[i] != in[i] ? in[i] : out[i];
+inline void keep_greater(std::span<float> out, const std::byte* in) {
+  for (size_t i = 0; i < out.size(); ++i) {
+    float x;
+    std::memcpy(&x, in + i * sizeof x, sizeof x);
+    out[i] = x > out[i] || x != x ? x : out[i];
+  }
 }
+
+using Combine = void (*)(std::span<float> out, const std::byte* in);
 
 /// Floats of a row that rank `rank` adds up for everybody: whole cache lines, so that neighbours do not share one.
 inline std::span<float> share_of(std::span<float> row, int rank, int size) {

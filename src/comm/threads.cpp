@@ -154,8 +154,6 @@ class ThreadsCommunicator final : public Communicator {
   }
 
  private:
-  using Combine = void (*)(std::span<float>, const float*);
-
   Slot& slot(int rank) { return group_->slots[static_cast<size_t>(rank)]; }
   void all_reduce(std::string_view call, std::span<float> inout, Combine combine);
   void all_reduce_shares(std::span<float> inout, Combine combine);
@@ -266,16 +264,15 @@ void ThreadsCommunicator::all_reduce(std::string_view call, std::span<float> ino
                                               bytes.size(), group_->describe(r), theirs.bytes.size()));
     if (in_place_ || inout.empty()) continue;
     if (r == 0) std::memcpy(inout.data(), theirs.bytes.data(), bytes.size());
-    else combine(inout, reinterpret_cast<const float*>(theirs.bytes.data()));
+    else combine(inout, theirs.bytes.data());
   }
   if (in_place_) all_reduce_shares(inout, combine);
 }
 
 /// Rank r adds up everybody's r-th share in its own memory; then the shares are copied.
 void ThreadsCommunicator::all_reduce_shares(std::span<float> inout, Combine combine) {
-  std::vector<float*> rows(static_cast<size_t>(size()));
-  for (int r = 0; r < size(); ++r)
-    rows[static_cast<size_t>(r)] = reinterpret_cast<float*>(const_cast<std::byte*>(slot(r).posts[(calls_ - 1) % 2].bytes.data()));
+  std::vector<const std::byte*> rows(static_cast<size_t>(size()));
+  for (int r = 0; r < size(); ++r) rows[static_cast<size_t>(r)] = slot(r).posts[(calls_ - 1) % 2].bytes.data();
   const std::span<float> mine = share_of(inout, rank_, size());
   const size_t begin = static_cast<size_t>(mine.data() - inout.data());
   constexpr size_t kBlock = 1024;  // stays in the first-level cache while all ranks' parts are added to it
@@ -283,8 +280,9 @@ void ThreadsCommunicator::all_reduce_shares(std::span<float> inout, Combine comb
   reading(0, size(), [&] {
     for (size_t at = 0; at < mine.size(); at += kBlock) {
       const std::span<float> block = std::span(sum).first(std::min(kBlock, mine.size() - at));
-      std::copy_n(rows[0] + begin + at, block.size(), block.begin());
-      for (int r = 1; r < size(); ++r) combine(block, rows[static_cast<size_t>(r)] + begin + at);
+      const size_t offset = (begin + at) * sizeof(float);
+      std::memcpy(block.data(), rows[0] + offset, block.size_bytes());
+      for (int r = 1; r < size(); ++r) combine(block, rows[static_cast<size_t>(r)] + offset);
       std::ranges::copy(block, mine.begin() + static_cast<ptrdiff_t>(at));
     }
   });
@@ -293,7 +291,8 @@ void ThreadsCommunicator::all_reduce_shares(std::span<float> inout, Combine comb
   reading(0, size(), [&] {
     for (int r = 0; r < size(); ++r) {
       const std::span<float> theirs = share_of(inout, r, size());
-      if (r != rank_) std::copy_n(rows[static_cast<size_t>(r)] + (theirs.data() - inout.data()), theirs.size(), theirs.begin());
+      if (r != rank_ && !theirs.empty())
+        std::memcpy(theirs.data(), rows[static_cast<size_t>(r)] + (theirs.data() - inout.data()) * static_cast<ptrdiff_t>(sizeof(float)), theirs.size_bytes());
     }
   });
   meet("end of a collective");
@@ -328,10 +327,10 @@ void ThreadsCommunicator::reduce_scatter_sum(std::span<float> out, std::span<con
     if (!std::ranges::equal(theirs.counts, counts))
       fail(Error::Kind::internal, fmt::format("reduce_scatter_sum: {} cuts its row at [{}], {} at [{}]; wanted: the same counts on every rank",
                                               group_->describe(r), fmt::join(theirs.counts, ", "), group_->describe(rank_), fmt::join(counts, ", ")));
-    const float* row = reinterpret_cast<const float*>(theirs.bytes.data()) + begin;
+    const std::byte* row = theirs.bytes.data() + begin * static_cast<int64_t>(sizeof(float));
     reading(r, r + 1, [&] {
-      if (r == 0) std::copy_n(row, out.size(), out.begin());
-      else add(out, row);
+      if (r > 0) add(out, row);
+      else if (!out.empty()) std::memcpy(out.data(), row, out.size_bytes());
     });
   }
   close();
