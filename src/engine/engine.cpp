@@ -37,6 +37,7 @@ SchedulerOptions scheduler_options(const ModelSpec& spec, const EngineOptions& o
 
 /// Of the ranks in this process: all of them where they are threads.
 MemoryPlan plan_process(const ModelSpec& spec, const TensorSource& source, const EngineOptions& o, const Communicator* world) {
+  source.check_layout(o.layout);
   ThreadPool pool(threads_of_rank(o), false);
   const auto backend = make_backend(o, pool);
   MemoryPlan sum;

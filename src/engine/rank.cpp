@@ -74,7 +74,7 @@ MemoryPlan plan_rank_memory(const ModelSpec& spec, const TensorSource& source, c
   const RankPlan place = plan_rank(spec, o.layout, rank);
   const ModelSpec local = local_spec(spec, place);
   const StepLimits limits = limits_of(local, o);
-  return {.weights = weight_bytes(spec, source, backend, load_options(o, place, {})),
+  return {.weights = weight_bytes(spec, source.of_rank(rank), backend, load_options(o, place, {})),
           .kv_cache = cache_bytes(local, cache_shape(o)),
           .activations = Decoder::activation_bytes(local, limits, o.layout.world() > 1 ? &place : nullptr),
           .workspace = backend.workspace_bytes(limits)};
@@ -87,7 +87,7 @@ Rank::Rank(const ModelSpec& spec, const TensorSource& source, const EngineOption
     world->phase("loading");
     ranks_ = std::make_unique<Ranks>(*world, plan_);
   }
-  weights_ = load_weights(spec, source, *backend_, pool_, load_options(o, plan_, progress));
+  weights_ = load_weights(spec, source.of_rank(plan_.rank), *backend_, pool_, load_options(o, plan_, progress));
   const StepLimits limits = limits_of(spec_, o);
   backend_->reserve(limits);
   runner_ = std::make_unique<Runner>(spec_, weights_, *backend_, limits, cache_shape(o), ranks_.get());

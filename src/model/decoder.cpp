@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "model/rope.h"
+#include "model/whole_sums.h"
 
 namespace conclave {
 namespace {
@@ -18,6 +19,13 @@ constexpr int kScoringRows = 16;
 
 const RopeSpec& rope_of(const AttentionSpec& attention) {
   return std::visit([](const auto& spec) -> const RopeSpec& { return spec.rope; }, attention);
+}
+
+/// Inputs of o_proj over all tensor ranks.
+int64_t heads_width(const ModelSpec& local, const RankPlan& plan) {
+  const int64_t most = plan.layout.tp * (plan.heads.size() + 1);  // shares differ by at most one head
+  if (const auto* gqa = std::get_if<GqaSpec>(&local.attention)) return most * gqa->head_dim;
+  return most * std::get<MlaSpec>(local.attention).v_dim;
 }
 
 /// [T, width] with each row cut into heads: [T, H, width / H].
@@ -73,6 +81,7 @@ struct Decoder::Activations {
   std::vector<SequenceRows> kept_sequences;
   // Several ranks only: [T] magnitudes of the rows of mixed; own rows of delta and normed; a second delta; logits of the own vocabulary.
   Tensor row_max, own_delta, own_normed, routed, part_logits, gathered;
+  std::unique_ptr<WholeSums> whole;          // with --deterministic=world: delta is complete where partial sums stand otherwise
 
   size_t carve(const ModelSpec& spec, const StepLimits& limits, const RankPlan* plan, std::byte* base) {
     Carver cut(base);
@@ -129,6 +138,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
   a_->carve(spec, limits, plan, a_->memory.data());
   if (plan && plan->layout.dispatch == Dispatch::exchange && limits.max_experts > 0)
     dispatch_ = std::make_unique<ExpertDispatch>(*ranks, backend, spec.hidden_size, limits.max_top_k, limits.max_rows);
+  if (plan && plan->layout.world_shards > 0) a_->whole = std::make_unique<WholeSums>(*ranks, backend, limits, heads_width(spec, *plan));
   const RopeSpec& rope = rope_of(spec.attention);
   a_->frequencies = inverse_frequencies(rope);
   for (auto* list : {&a_->kept, &a_->kept_positions}) list->reserve(static_cast<size_t>(limits.max_rows));
@@ -139,7 +149,8 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
 size_t Decoder::activation_bytes(const ModelSpec& spec, const StepLimits& limits, const RankPlan* plan) {
   const bool exchange = plan && plan->layout.dispatch == Dispatch::exchange && limits.max_experts > 0;
   const size_t travelling = exchange ? ExpertDispatch::bytes(plan->layout, spec.hidden_size, limits.max_top_k, limits.max_rows) : 0;
-  return Activations{}.carve(spec, limits, plan, nullptr) + travelling;
+  const size_t whole = plan && plan->layout.world_shards > 0 ? WholeSums::bytes(plan->layout, limits, heads_width(spec, *plan)) : 0;
+  return Activations{}.carve(spec, limits, plan, nullptr) + travelling + whole;
 }
 
 int Decoder::max_logit_rows() const { return static_cast<int>(a_->logits.dim[0]); }
@@ -214,7 +225,7 @@ void Decoder::hand_over() {
     add_up_own(*ranks_, sums, delta);
     backend_.add(residual.rows(own.begin, own.size()), sums);
   } else {
-    add_up(*ranks_->tensor, delta);
+    if (!a.whole) add_up(*ranks_->tensor, delta);
     backend_.add(residual, delta);
   }
   ranks_->world.send(std::as_bytes(flat(residual.rows(own.begin, own.size()))), ranks_->next());
@@ -226,7 +237,7 @@ void Decoder::add_norm(const Tensor& gain) {
   const Activations& a = *a_;
   const Tensor residual = a.of(a.residual), normed = a.of(a.normed), delta = a.of(a.delta);
   if (!ranks_ || !ranks_->plan.layout.sequence_parallel) {
-    if (ranks_) add_up(*ranks_->tensor, delta);
+    if (ranks_ && !a.whole) add_up(*ranks_->tensor, delta);
     return backend_.add_rms_norm(normed, residual, delta, gain, spec_.norm_eps);
   }
   const IndexRange own = ranks_->own_rows(a.rows);
@@ -385,6 +396,7 @@ void Decoder::answer(const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv
 /// layout.
 void Decoder::output(const Tensor& mixed, const Weight& o) {
   const Activations& a = *a_;
+  if (a.whole) return a.whole->output(a.of(a.delta), mixed, o, std::visit([](const auto& s) { return s.num_heads; }, spec_.attention));
   const Backend::Linear job{a.of(a.delta), &o};
   if (!ranks_ || ranks_->plan.layout.tp == 1 || o.activations != conclave::Activations::int8_token || mixed.dim[0] == 0)
     return backend_.linear({&job, 1}, mixed);
@@ -412,6 +424,7 @@ InnerMax inner_max_of(const Ranks* ranks, bool routed_int8, bool shared_int8) {
 }  // namespace
 
 void Decoder::feed(int, const SwiGluWeights& w, const DenseSpec&, const Tap&) {
+  if (a_->whole) return a_->whole->feed(a_->of(a_->delta), a_->of(a_->normed), w);
   const InnerMax inner_max = inner_max_of(ranks_, false, quantises(w));
   backend_.ffn(a_->of(a_->delta), a_->of(a_->normed), Routing{}, {}, &w, inner_max ? &inner_max : nullptr);
 }
@@ -428,6 +441,10 @@ void Decoder::feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Ta
     tap("weights", layer, routing.weight);
   }
   const SwiGluWeights* shared = w.shared ? &*w.shared : nullptr;
+  if (a.whole)
+    return a.whole->feed({.delta = delta, .x = normed, .routing = routing, .num_experts = spec.router.num_experts,
+                          .held = ranks_->plan.share_of(spec.router.num_experts, ranks_->plan.expert_group, ranks_->plan.layout.moe_ep),
+                          .experts = w.experts, .shared = shared});
   const bool routed_int8 = std::any_of(w.experts.begin(), w.experts.end(), quantises);
   const InnerMax inner_max = inner_max_of(ranks_, ranks_ && routed_int8, shared && quantises(*shared));
   const InnerMax* maximum = inner_max ? &inner_max : nullptr;

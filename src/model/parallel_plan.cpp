@@ -116,11 +116,8 @@ void check_model(const ModelSpec& spec, const ParallelLayout& l) {
   if (l.pp > spec.num_layers()) refuse(fmt::format("--pp {} is more than the model's {} layers (num_hidden_layers)", l.pp, spec.num_layers()));
   if (experts > 0 && l.moe_ep > experts) refuse(fmt::format("--moe-ep {} is more than the model's {} experts ({})", l.moe_ep, experts, spec.names.experts_key));
   if (l.tp > spec.vocab_size) refuse(fmt::format("--tp {} is more than the model's {} vocabulary rows (vocab_size)", l.tp, spec.vocab_size));
-  if (l.world_shards > 0 && std::max({l.tp, l.moe_tp, l.moe_ep}) > l.world_shards)
-    refuse(fmt::format("--deterministic=world adds over {} shards, fewer than --tp {}, --moe-tp {} or --moe-ep {}; use smaller groups", l.world_shards,
-                       l.tp, l.moe_tp, l.moe_ep));
-  if (l.world_shards > 0 && (l.dp > 1 || l.sequence_parallel || l.dispatch == Dispatch::exchange))
-    refuse(fmt::format("--deterministic=world works with --tp, --moe-tp, --moe-ep and --pp, not with --dp {}, --sp or --moe-dispatch exchange", l.dp));
+  if (l.world_shards > 0 && l.sequence_parallel)
+    refuse(fmt::format("--deterministic=world has no partial sums that --sp {} could scatter; leave one of them out", l.tp));
 }
 
 /// Every rank must get some of each width, and packed groups stay whole.
@@ -174,10 +171,7 @@ IndexRange share(int64_t count, int part, int parts, int64_t unit) {
 }
 
 IndexRange RankPlan::share_of(int64_t count, int part, int parts, int64_t unit) const {
-  if (layout.world_shards == 0) return share(count, part, parts, unit);
-  const IndexRange shards = share(layout.world_shards, part, parts);
-  return {share(count, static_cast<int>(shards.begin), layout.world_shards, unit).begin,
-          share(count, static_cast<int>(shards.end) - 1, layout.world_shards, unit).end};
+  return share(count, part, parts, unit);
 }
 
 ParallelLayout resolve_layout(const ModelSpec& spec, const LayoutRequest& asked, int world, int ranks_per_host) {
@@ -240,6 +234,7 @@ ModelSpec local_spec(const ModelSpec& spec, const RankPlan& plan) {
   if (auto* gqa = std::get_if<GqaSpec>(&local.attention)) gqa->num_kv_heads = static_cast<int>(plan.kv_heads.size());
   local.layers.assign(spec.layers.begin() + plan.layers.begin, spec.layers.begin() + plan.layers.end);
   for (FfnSpec& layer : local.layers) {
+    if (plan.layout.world_shards > 0) continue;  // widths stay whole
     if (auto* dense = std::get_if<DenseSpec>(&layer)) {
       dense->inner = static_cast<int>(plan.width(dense->inner).size());
       continue;
@@ -266,11 +261,16 @@ TensorCut cut_of(const ModelSpec& spec, const RankPlan& plan, const TensorInfo& 
       const auto& moe = std::get<MoeSpec>(spec.layers[static_cast<size_t>(info.layer)]);
       if (!plan.share_of(moe.router.num_experts, plan.expert_group, plan.layout.moe_ep).contains(info.expert))
         return {.held = false, .rows = {}, .cols = {}};
+      if (plan.layout.world_shards > 0) return {};
       const bool down = info.name.ends_with(spec.names.expert_down);
       const IndexRange width = plan.expert_width(down ? info.shape[1] : info.shape[0]);
       return down ? cols(width) : rows(width);
     }
     default: break;
+  }
+  if (plan.layout.world_shards > 0) {  // sums stay whole: o_proj is cut by its outputs, feed-forwards by tokens
+    if (info.shard == Shard::head_columns) return rows(share(info.shape[0], plan.tensor, plan.layout.tp));
+    if (info.shard == Shard::rows || info.shard == Shard::columns) return {};
   }
   switch (info.shard) {
     case Shard::rows: return rows(plan.width(info.shape[0]));

@@ -115,6 +115,15 @@ void gather(StoredMatrix& whole, std::span<const IndexRange> ranges) {
   whole = std::move(out);
 }
 
+std::vector<int64_t> cut_shape(std::vector<int64_t> shape, const TensorCut& cut) {
+  if (!cut.rows.empty()) {
+    shape[0] = 0;
+    for (const IndexRange& range : cut.rows) shape[0] += range.size();
+  }
+  if (cut.cols.size() > 0) shape[1] = cut.cols.size();
+  return shape;
+}
+
 void apply(StoredMatrix& matrix, const TensorCut& cut) {
   if (leaves_grid(matrix.host.format, cut)) {
     const Activations activations = matrix.host.activations;
@@ -222,8 +231,8 @@ void TensorReader::read_scales(const std::string& name, StoredMatrix& matrix) co
   const SourceTensor scale = fetch(scale_name(name, m.format));
   m.block_rows = blocks ? kFp8Block : 1;
   m.block_cols = blocks ? kFp8Block : m.cols;
-  const int64_t grid_rows = (m.rows + m.block_rows - 1) / m.block_rows;
-  m.scale_stride = (m.cols + m.block_cols - 1) / m.block_cols;
+  const int64_t grid_rows = (m.row_offset + m.rows + m.block_rows - 1) / m.block_rows;
+  m.scale_stride = (m.col_offset + m.cols + m.block_cols - 1) / m.block_cols;
   const bool flat = !blocks && scale.shape == std::vector<int64_t>{m.rows};
   if (!flat)
     check_shape(scale, {grid_rows, m.scale_stride}, blocks ? "(one scale per 128 x 128 block)" : "(one scale per output row)");
@@ -287,11 +296,16 @@ StoredMatrix TensorReader::matrix(const std::string& name, MatrixRole role, cons
   StoredMatrix out;
   out.sources.push_back(fetch(name));
   const SourceTensor& tensor = out.sources.front();
-  check_shape(tensor, shape(name), "as config.json implies; use the config.json that belongs to these files");
+  const bool sliced = source_.sliced();
+  check_shape(tensor, sliced ? cut_shape(shape(name), cut) : shape(name), "as config.json implies; use the config.json that belongs to these files");
   out.host = {.format = is_floating(tensor.dtype) ? weight_format(tensor.dtype) : format, .activations = as.activations,
               .rows = tensor.shape[0], .cols = tensor.shape[1], .row_stride = tensor.shape[1], .data = tensor.data};
+  if (sliced && format == WeightFormat::f8e4m3) {  // the stored scales begin with the block that holds the first element
+    if (!cut.rows.empty()) out.host.row_offset = cut.rows.front().begin % kFp8Block;
+    out.host.col_offset = cut.cols.begin % kFp8Block;
+  }
   read_scales(name, out);
-  apply(out, cut);
+  if (!sliced) apply(out, cut);
   if (!leaves_grid(format, cut)) convert(out, format);
   return out;
 }

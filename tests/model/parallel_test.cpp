@@ -50,6 +50,12 @@ EngineOptions options_of(const ParallelLayout& layout) {
   return o;
 }
 
+/// Layouts with --deterministic=world: the bits of one rank.
+const Case kWhole[] = {
+    {"tp2", {.tp = 2}}, {"tp3", {.tp = 3}}, {"tp4", {.tp = 4}}, {"ep2", {.tp = 2, .moe_ep = 2}}, {"ep4", {.tp = 4, .moe_ep = 4}},
+    {"tp4ep2", {.tp = 4, .moe_ep = 2}}, {"tp2pp2", {.tp = 2, .pp = 2}}, {"dp2", {.tp = 1, .dp = 2, .moe_ep = 2}}, {"dp2tp2", {.tp = 2, .dp = 2, .moe_ep = 4}},
+};
+
 class Parallel : public testing::TestWithParam<std::string> {};
 
 TEST_P(Parallel, LayoutsGiveTheLogitsAndTokensOfOneRank) {
@@ -75,6 +81,27 @@ TEST_P(Parallel, LayoutsGiveTheLogitsAndTokensOfOneRank) {
       EXPECT_EQ(got.greedy_tokens, golden.greedy_tokens(prompt)) << prompt;
       EXPECT_LE(relative_error(got.logits, want.logits), c.equal_bits ? 0 : 1e-4) << prompt;
       EXPECT_LE(relative_error(got.greedy_logits, want.greedy_logits), c.equal_bits ? 0 : 1e-4) << prompt;
+    }
+  }
+}
+
+TEST_P(Parallel, WholeSumsGiveTheBitsOfOneRank) {
+  const Golden golden(GetParam());
+  const OpenModel model(golden.folder);
+  for (const Precision precision : {Precision::exact, Precision::fast}) {
+    const auto trace = [&](const ParallelLayout& layout) {
+      EngineOptions o = options_of(layout);
+      o.precision = precision;
+      return Engine(model.spec, *model.source, o).trace(golden.prompt("long"), 6);
+    };
+    const auto want = trace({});
+    for (const Case& c : kWhole) {
+      SCOPED_TRACE(c.name);
+      LayoutRequest asked = c.asked;
+      asked.fixed_sums = true;
+      const auto got = trace(resolve_layout(model.spec, asked));
+      EXPECT_EQ(got.logits, want.logits);
+      EXPECT_EQ(got.greedy_logits, want.greedy_logits);
     }
   }
 }
