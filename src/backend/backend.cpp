@@ -96,7 +96,7 @@ void Backend::embed(Tensor out, const Weight& table, Tensor ids) {
   check_shape("embed", "out", out, {ids.dim[0], table.cols});
   check_weight("embed", table, table.layout == Weight::Layout::table ? Weight::Layout::table : Weight::Layout::panels, -1, out.dim[1]);
   for (int64_t t = 0; t < ids.dim[0]; ++t)
-    if (const int32_t id = ids.as<int32_t>()[t]; id < 0 || id >= table.rows)
+    if (const int32_t id = ids.as<int32_t>()[t]; id < -1 || id >= table.rows)
       throw Error(Error::Kind::bad_input, fmt::format("token id {} is outside the model's vocabulary of {} rows", id, table.rows));
   if (ids.dim[0] > 0) do_embed(out, table, ids);
 }
@@ -130,14 +130,15 @@ void Backend::gather_rows(Tensor out, Tensor x, std::span<const int32_t> index) 
   if (!index.empty()) do_gather_rows(out, x, index);
 }
 
-void Backend::linear(std::span<const Linear> jobs, Tensor x) {
+void Backend::linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) {
   check_shape("linear", "x", x, {-1, -1});
+  if (!row_max.empty()) check_shape("linear", "row_max", row_max, {x.dim[0]});
   for (const Linear& job : jobs) {
     if (!job.weight) fail("linear", "a job has no weight");
     check_weight("linear", *job.weight, Weight::Layout::panels, -1, x.dim[1]);
     check_shape("linear", "out", job.out, {x.dim[0], job.weight->rows});
   }
-  if (x.dim[0] > 0 && !jobs.empty()) do_linear(jobs, x);
+  if (x.dim[0] > 0 && !jobs.empty()) do_linear(jobs, x, row_max);
 }
 
 void Backend::rope(Tensor x, const RopeAngles& angles, RopePairs pairs) {
@@ -199,7 +200,8 @@ void Backend::route(const Routing& out, Tensor logits, Tensor selection_bias, co
   if (logits.dim[0] > 0) do_route(out, logits, spec.selection_bias ? selection_bias : Tensor{}, spec);
 }
 
-void Backend::ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) {
+void Backend::ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared,
+                  const InnerMax* inner_max) {
   check_shape("ffn", "x", x, {-1, -1});
   check_shape("ffn", "out", out, {x.dim[0], x.dim[1]});
   const auto count = static_cast<int64_t>(experts.size());
@@ -211,9 +213,9 @@ void Backend::ffn(Tensor out, Tensor x, const Routing& routing, std::span<const 
     check_shape("ffn", "weight", routing.weight, {x.dim[0], routing.expert.dim[1]});
     for (int64_t t = 0; t < x.dim[0]; ++t)
       for (int64_t k = 0; k < routing.expert.dim[1]; ++k)
-        if (const int32_t e = routing.expert.row<int32_t>(t)[k]; e < 0 || e >= count) fail("ffn", fmt::format("expert {} of {}", e, count));
+        if (const int32_t e = routing.expert.row<int32_t>(t)[k]; e < -1 || e >= count) fail("ffn", fmt::format("expert {} of {}", e, count));
   }
-  if (x.dim[0] > 0) do_ffn(out, x, routing, experts, shared);
+  if (x.dim[0] > 0) do_ffn(out, x, routing, experts, shared, inner_max);
 }
 
 }  // namespace conclave

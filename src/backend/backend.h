@@ -3,6 +3,7 @@
 // the protected body (do_x). Activations are f32; a backend owns its scratch memory, reserved before the first step, and
 // never allocates afterwards. The result of a row depends only on that row (and its sequence's cache): not on the number of threads, the other
 // rows, or how the prompt was chunked. One caller at a time.
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -37,6 +38,11 @@ struct SwiGluWeights { Weight gate_up, down; };
 /// MLA's up-projections: kv_b as stored [H * (nope + v), kv_rank] for the plain form; per head k_up_t [kv_rank, nope] and
 /// v_up [v_dim, kv_rank] for the absorbed form.
 struct MlaUpWeights { Weight kv_b; std::vector<Weight> k_up_t, v_up; };
+
+/// Where a feed-forward's width is shared out to ranks, int8 activations between its two products need the largest magnitude of the whole row.
+/// Called between them with the magnitudes of this rank's part: one per routed (expert, token) pair, experts ascending, tokens ascending in
+/// an expert, and one per row for the shared feed-forward; makes them those of all ranks.
+using InnerMax = std::function<void(std::span<float> routed, std::span<float> shared)>;
 
 /// Largest sizes that any step will have; a backend reserves its scratch memory from it.
 struct StepLimits {
@@ -73,7 +79,7 @@ class Backend {
   virtual void reserve(const StepLimits& limits) = 0;
 
   // ---- operators; T = rows of the step, D = model width
-  /// out [T, D] = rows `ids` [T] (i32) of table [V, D]; layout table or panels (tied head).
+  /// out [T, D] = rows `ids` [T] (i32) of table [V, D], zeros for an id of -1; layout table or panels (tied head).
   void embed(Tensor out, const Weight& table, Tensor ids);
   /// out = gain * x / sqrt(mean(x^2) + eps); x and out [T, D], gain [D]; out may be x.
   void rms_norm(Tensor out, Tensor x, Tensor gain, float eps);
@@ -84,8 +90,9 @@ class Backend {
   /// out [n, D] = rows `index` (n entries) of x [T, D].
   void gather_rows(Tensor out, Tensor x, std::span<const int32_t> index);
   struct Linear { Tensor out; const Weight* weight; };
-  /// out_j [T, N_j] = x [T, K] W_j^T for each job, in one parallel region.
-  void linear(std::span<const Linear> jobs, Tensor x);
+  /// out_j [T, N_j] = x [T, K] W_j^T for each job, in one parallel region. `row_max` [T], where given: largest magnitudes of the longer rows
+  /// that those of x are parts of, for int8 activations.
+  void linear(std::span<const Linear> jobs, Tensor x, Tensor row_max = {});
   void linear(Tensor out, Tensor x, const Weight& weight) { const Linear job{out, &weight}; linear({&job, 1}, x); }
   /// Rotates x [T, H, dim] (strided view) in place by the rows' angles.
   void rope(Tensor x, const RopeAngles& angles, RopePairs pairs);
@@ -102,15 +109,16 @@ class Backend {
   /// Chosen experts and final weights from router logits [T, E]; `selection_bias` [E] or empty.
   void route(const Routing& out, Tensor logits, Tensor selection_bias, const RouterSpec& spec);
   /// out [T, D] = sum_k weight[t,k] * expert_{e(t,k)}(x[t]) in ascending expert id, plus shared(x[t]) where `shared` is given.
-  /// Without experts (empty routing) it is the dense feed-forward `shared`.
-  void ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared);
+  /// Without experts (empty routing) it is the dense feed-forward `shared`. Choices of expert -1 are left out.
+  void ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared,
+           const InnerMax* inner_max = nullptr);
 
  protected:
   virtual void do_embed(Tensor out, const Weight& table, Tensor ids) = 0;
   virtual void do_add_rms_norm(Tensor out, Tensor residual, Tensor delta, Tensor gain, float eps) = 0;  ///< delta may be empty
   virtual void do_add(Tensor residual, Tensor delta) = 0;
   virtual void do_gather_rows(Tensor out, Tensor x, std::span<const int32_t> index) = 0;
-  virtual void do_linear(std::span<const Linear> jobs, Tensor x) = 0;
+  virtual void do_linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) = 0;
   virtual void do_rope(Tensor x, const RopeAngles& angles, RopePairs pairs) = 0;
   virtual void do_store_kv(const KvLayer& kv, Tensor k, Tensor v, const BatchView& batch) = 0;
   virtual void do_attention(Tensor out, Tensor q, const KvLayer& kv, const BatchView& batch, const GqaSpec& spec) = 0;
@@ -119,7 +127,7 @@ class Backend {
                                 const MlaUpWeights& up) = 0;
   virtual void do_route(const Routing& out, Tensor logits, Tensor selection_bias, const RouterSpec& spec) = 0;
   virtual void do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts,
-                      const SwiGluWeights* shared) = 0;
+                      const SwiGluWeights* shared, const InnerMax* inner_max) = 0;
 };
 
 /// The executable specification: plain loops in the definition's order, no packing tricks. Oracle of all op tests.

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <optional>
+#include <utility>
 
 #include "core/error.h"
 #include "core/float_types.h"
@@ -98,24 +101,48 @@ void keep_best_groups(std::vector<float>& selection, const RouterSpec& spec) {
     if (!kept[static_cast<size_t>(e / size)]) selection[static_cast<size_t>(e)] = -std::numeric_limits<float>::infinity();
 }
 
-/// out = down( silu(gate x) * up x )
-std::vector<double> swiglu(const SwiGluWeights& w, const float* x) {
+/// silu(gate x) * up x
+std::vector<float> inner_of(const SwiGluWeights& w, const float* x) {
   const std::vector<double> gate_up = apply(w.gate_up, x);
   const size_t inner = gate_up.size() / 2;
   std::vector<float> h(inner);
   for (size_t i = 0; i < inner; ++i) h[i] = silu(gate_up[i]) * static_cast<float>(gate_up[inner + i]);
-  return apply(w.down, h.data());
+  return h;
 }
+
+/// Largest magnitudes for InnerMax, made those of all ranks: of routed pairs by (expert, token), and of the shared feed-forward by token.
+struct InnerMaxima {
+  std::map<std::pair<int32_t, int64_t>, float> routed;
+  std::vector<float> shared;
+
+  InnerMaxima(Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared_weights,
+              const InnerMax& reduce) {
+    const auto largest = [&](const SwiGluWeights& w, int64_t t) {
+      const std::vector<float> h = inner_of(w, x.row<float>(t));
+      return largest_magnitude(h.data(), static_cast<int64_t>(h.size()));
+    };
+    for (int64_t t = 0; t < x.dim[0]; ++t) {
+      for (int64_t k = 0; k < (routing.expert.empty() ? 0 : routing.expert.dim[1]); ++k)
+        if (const int32_t e = routing.expert.row<int32_t>(t)[k]; e >= 0) routed[{e, t}] = largest(experts[static_cast<size_t>(e)], t);
+      if (shared_weights) shared.push_back(largest(*shared_weights, t));
+    }
+    std::vector<float> flat;
+    for (const auto& [key, value] : routed) flat.push_back(value);
+    reduce(flat, shared);
+    size_t i = 0;
+    for (auto& [key, value] : routed) value = flat[i++];
+  }
+};
 
 }  // namespace
 
 namespace {
 
 /// Exact integer sums per group of inputs that share a scale, scaled and added.
-std::vector<double> apply_int8(const Weight& w, const float* x) {
+std::vector<double> apply_int8(const Weight& w, const float* x, float least_amax) {
   std::vector<double> y(static_cast<size_t>(w.rows));
   std::vector<int8_t> q(static_cast<size_t>(w.cols));
-  const float x_scale = quantise_row_int8(x, w.cols, q.data());
+  const float x_scale = quantise_row_int8(x, w.cols, q.data(), least_amax);
   const auto* scales = reinterpret_cast<const float*>(w.data);
   const auto* rows = reinterpret_cast<const int8_t*>(elements_of(w));
   const int64_t per_row = scales_per_row(storage_of(w), w.cols), group = w.format == WeightFormat::int8 ? w.cols : w.groups.size;
@@ -157,9 +184,9 @@ std::vector<double> reference::row_of(const Weight& w, int64_t row) {
   return out;
 }
 
-std::vector<double> reference::apply(const Weight& w, const float* x) {
+std::vector<double> reference::apply(const Weight& w, const float* x, float least_amax) {
   std::vector<double> y(static_cast<size_t>(w.rows));
-  if (w.activations == Activations::int8_token) return apply_int8(w, x);
+  if (w.activations == Activations::int8_token) return apply_int8(w, x, least_amax);
   const auto met = [&](float v) { return w.activations == Activations::bf16 ? bf16_to_f32(f32_to_bf16(v)) : v; };
   for (int64_t r = 0; r < w.rows; ++r) {
     const std::vector<double> row = row_of(w, r);
@@ -196,7 +223,8 @@ Weight ReferenceBackend::pack_pair(const HostMatrix& gate, const HostMatrix& up,
 
 void ReferenceBackend::do_embed(Tensor out, const Weight& table, Tensor ids) {
   for (int64_t t = 0; t < out.dim[0]; ++t) {
-    const std::vector<double> row = row_of(table, ids.as<int32_t>()[t]);
+    const int32_t id = ids.as<int32_t>()[t];
+    const std::vector<double> row = id < 0 ? std::vector<double>(static_cast<size_t>(out.dim[1]), 0.0) : row_of(table, id);
     for (int64_t c = 0; c < out.dim[1]; ++c) out.row<float>(t)[c] = static_cast<float>(row[static_cast<size_t>(c)]);
   }
 }
@@ -225,10 +253,10 @@ void ReferenceBackend::do_gather_rows(Tensor out, Tensor x, std::span<const int3
     std::memcpy(out.row<float>(static_cast<int64_t>(n)), x.row<float>(index[n]), static_cast<size_t>(x.dim[1]) * sizeof(float));
 }
 
-void ReferenceBackend::do_linear(std::span<const Linear> jobs, Tensor x) {
+void ReferenceBackend::do_linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) {
   for (const Linear& job : jobs)
     for (int64_t t = 0; t < x.dim[0]; ++t) {
-      const std::vector<double> y = apply(*job.weight, x.row<float>(t));
+      const std::vector<double> y = apply(*job.weight, x.row<float>(t), row_max.empty() ? 0.0f : row_max.as<float>()[t]);
       for (size_t n = 0; n < y.size(); ++n) job.out.row<float>(t)[n] = static_cast<float>(y[n]);
     }
 }
@@ -267,18 +295,22 @@ void ReferenceBackend::do_route(const Routing& out, Tensor logits, Tensor select
 }
 
 void ReferenceBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts,
-                              const SwiGluWeights* shared) {
+                              const SwiGluWeights* shared, const InnerMax* inner_max) {
   const int64_t width = x.dim[1];
+  const auto maxima = inner_max ? std::optional<InnerMaxima>(std::in_place, x, routing, experts, shared, *inner_max) : std::nullopt;
+  const auto swiglu = [&](const SwiGluWeights& w, int64_t t, float least_amax) {
+    return apply(w.down, inner_of(w, x.row<float>(t)).data(), least_amax);
+  };
   for (int64_t t = 0; t < x.dim[0]; ++t) {
     std::vector<double> sum(static_cast<size_t>(width), 0.0);
     for (size_t e = 0; e < experts.size(); ++e)
       for (int64_t k = 0; k < routing.expert.dim[1]; ++k) {
         if (routing.expert.row<int32_t>(t)[k] != static_cast<int32_t>(e)) continue;
-        const std::vector<double> y = swiglu(experts[e], x.row<float>(t));
+        const std::vector<double> y = swiglu(experts[e], t, maxima ? maxima->routed.at({static_cast<int32_t>(e), t}) : 0.0f);
         for (size_t i = 0; i < y.size(); ++i) sum[i] += routing.weight.row<float>(t)[k] * y[i];
       }
     if (shared) {
-      const std::vector<double> y = swiglu(*shared, x.row<float>(t));
+      const std::vector<double> y = swiglu(*shared, t, maxima ? maxima->shared[static_cast<size_t>(t)] : 0.0f);
       for (size_t i = 0; i < y.size(); ++i) sum[i] += y[i];
     }
     for (int64_t i = 0; i < width; ++i) out.row<float>(t)[i] = static_cast<float>(sum[static_cast<size_t>(i)]);

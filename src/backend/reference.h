@@ -22,7 +22,7 @@ class ReferenceBackend final : public Backend {
   void do_add_rms_norm(Tensor out, Tensor residual, Tensor delta, Tensor gain, float eps) override;
   void do_add(Tensor residual, Tensor delta) override;
   void do_gather_rows(Tensor out, Tensor x, std::span<const int32_t> index) override;
-  void do_linear(std::span<const Linear> jobs, Tensor x) override;
+  void do_linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) override;
   void do_rope(Tensor x, const RopeAngles& angles, RopePairs pairs) override;
   void do_store_kv(const KvLayer& kv, Tensor k, Tensor v, const BatchView& batch) override;
   void do_attention(Tensor out, Tensor q, const KvLayer& kv, const BatchView& batch, const GqaSpec& spec) override;
@@ -30,13 +30,14 @@ class ReferenceBackend final : public Backend {
   void do_mla_attention(Tensor out, Tensor q, const KvLayer& kv, const BatchView& batch, const MlaSpec& spec,
                         const MlaUpWeights& up) override;
   void do_route(const Routing& out, Tensor logits, Tensor selection_bias, const RouterSpec& spec) override;
-  void do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) override;
+  void do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared,
+              const InnerMax* inner_max) override;
 };
 
 namespace reference {
 
-/// y [rows] = W x [cols]; int8_token weights quantise x first.
-std::vector<double> apply(const Weight& w, const float* x);
+/// y [rows] = W x [cols]; int8_token weights quantise x first (least_amax: quantise_row_int8).
+std::vector<double> apply(const Weight& w, const float* x, float least_amax = 0.0f);
 /// Dequantised row of a weight.
 std::vector<double> row_of(const Weight& w, int64_t row);
 

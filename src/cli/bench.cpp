@@ -68,6 +68,7 @@ class BenchCommand : public Command {
     table.positionals("MODEL", positionals_, 1);
     declare_bench_options(table, bench_);
     declare_model_options(table, options_);
+    declare_parallel_options(table, parallel_);
     table.add("threads", &bench_.threads, "worker threads, each count measured apart; default: one per available processor")
         .placeholder("N,...")
         .reference("CPU_BINDING_NUM")
@@ -107,7 +108,12 @@ class BenchCommand : public Command {
         bench_.compare.empty()
             ? nlohmann::ordered_json()
             : parse_json(read_input(bench_.compare, "--compare", kMaxReportBytes), bench_.compare);
-    const BenchReport report = measure_model(threads, interrupts, console);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
+    if (job.layout().pp > 1 || job.layout().dp > 1)
+      refuse(fmt::format("bench counts what one group of ranks reads, but --pp is {} and --dp {}; use --tp and --moe-ep", job.layout().pp,
+                         job.layout().dp));
+    const BenchReport report = measure_model(threads, job, interrupts, console);
     write_files(report);
     return bench_.compare.empty() ? 0 : compare_with(old, report, least, console.out);
   }
@@ -127,7 +133,7 @@ class BenchCommand : public Command {
     return 0;
   }
 
-  BenchReport measure_model(const std::vector<int>& threads, const Interrupts& interrupts, Console& console) {
+  BenchReport measure_model(const std::vector<int>& threads, RankJob& job, const Interrupts& interrupts, Console& console) {
     const std::vector<BenchCase> cases = bench_cases(bench_.cases);
     const ModelFiles model = open_model(options_, console.log);
     const EngineOptions base = options_for(engine_options(options_), cases);
@@ -146,7 +152,7 @@ class BenchCommand : public Command {
       }
       console.out.write(machine_markdown({machine}) + "\n");
       console.out.flush();
-      const auto engine = start_engine(model, options, console.log, interrupts);
+      const auto engine = start_engine(model, options, job, console.log, interrupts);
       for (const BenchCase& what : cases) {
         report.rows.push_back(measure(*engine, what, bench_.repetitions, machine, stop));
         const BenchRow& row = report.rows.back();
@@ -183,6 +189,7 @@ class BenchCommand : public Command {
   std::vector<std::string> positionals_;
   BenchOptions bench_;
   ModelOptions options_;
+  ParallelOptions parallel_;
 };
 
 }  // namespace

@@ -51,6 +51,7 @@ class ChatCommand : public Command {
     declare_sampling_options(table, sampling_);
     options_.block_size = 16;  // the next turn takes over whole blocks of the last one
     declare_model_options(table, options_);
+    declare_parallel_options(table, parallel_);
     table.example("conclave chat models/demo-mixtral");
     table.example("echo \"Hello\" | conclave chat models/demo-mixtral --temperature 0");
   }
@@ -79,6 +80,8 @@ class ChatCommand : public Command {
 
   int execute(const OptionTable& table, Console& console) override {
     explain_reference_variables(console.log);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
     Interrupts interrupts;
     const ModelFiles model = open_model(options_, console.log);
     const auto tokenizer = open_tokenizer(model);
@@ -86,7 +89,7 @@ class ChatCommand : public Command {
     const auto chat = choose_template(prompt_, model, true, console.log);
     EngineOptions options = engine_options(options_);
     options.max_context = max_context_;
-    const auto engine = start_engine(model, options, console.log, interrupts);
+    const auto engine = start_engine(model, options, job, console.log, interrupts);
     if (!table.given("seed")) sampling_.seed = std::random_device{}();
     Dialogue dialogue({*engine, *tokenizer, *chat}, {.sampling = sampling_,
                                                      .max_new_tokens = max_output_length_,
@@ -214,6 +217,7 @@ class ChatCommand : public Command {
 
   std::vector<std::string> positionals_, stop_;
   ModelOptions options_;
+  ParallelOptions parallel_;
   PromptOptions prompt_;
   Sampling sampling_;
   std::string history_;

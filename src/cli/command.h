@@ -56,6 +56,7 @@ std::unique_ptr<Command> make_inspect();
 std::unique_ptr<Command> make_bench();
 std::unique_ptr<Command> make_synth();
 std::unique_ptr<Command> make_quantize();
+std::unique_ptr<Command> make_split();
 std::unique_ptr<Command> make_docs();
 
 }  // namespace conclave

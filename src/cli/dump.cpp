@@ -64,6 +64,7 @@ class DumpCommand : public Command {
     table.add("out", &out_, "file to write").placeholder("FILE.safetensors");
     table.add("taps", &taps_, "also final_norm and per layer attn, ffn, router_logits, experts, weights");
     declare_model_options(table, options_, "exact");
+    declare_parallel_options(table, parallel_);
     table.example(
         "conclave dump models/demo-mixtral --prompt-ids \"1,2,3\" --max-new-tokens 4 --out dump.safetensors --taps");
   }
@@ -82,14 +83,18 @@ class DumpCommand : public Command {
       throw Error(Error::Kind::bad_input,
                   fmt::format("--prompt-ids holds {} prompts, wanted one: \"1,2,3\"", lists.size()));
     if (out_.empty()) throw Error(Error::Kind::bad_input, "no --out FILE given");
-    require_writable(out_, "--out");
     explain_reference_variables(console.log);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
+    if (taps_ && job.layout().pp > 1)
+      throw Error(Error::Kind::bad_input, fmt::format("--taps sees the layers of one stage, but --pp is {}; leave one of them out", job.layout().pp));
+    require_writable(out_, "--out");
     const Interrupts interrupts;
     const ModelFiles model = open_model(options_, console.log);
     check_length(lists[0].size(), model.spec);
     EngineOptions options = engine_options(options_);
     options.max_context = std::max<int>(2, static_cast<int>(lists[0].size()) + max_new_tokens_);
-    const auto engine = start_engine(model, options, console.log, interrupts);
+    const auto engine = start_engine(model, options, job, console.log, interrupts);
     Taps taps;
     const Tap tap = [&](std::string_view point, int layer, const Tensor& value) { taps.add(point, layer, value); };
     const Engine::Trace trace = engine->trace(lists[0], max_new_tokens_, taps_ ? tap : Tap{});
@@ -122,6 +127,7 @@ class DumpCommand : public Command {
 
   std::vector<std::string> positionals_;
   ModelOptions options_;
+  ParallelOptions parallel_;
   std::string prompt_ids_, out_;
   int max_new_tokens_ = 20;
   bool taps_ = false;

@@ -8,7 +8,7 @@
 
 namespace conclave {
 
-std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, const Log& log,
+std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOptions& options, RankJob& job, const Log& log,
                                      const Interrupts& interrupts) {
   if (options.arithmetic && *options.arithmetic != model.spec.dtype) {
     log.info(fmt::format("weights are held in {} instead of the file's {}", name_of(*options.arithmetic),
@@ -17,7 +17,7 @@ std::unique_ptr<Engine> start_engine(const ModelFiles& model, const EngineOption
   std::unique_ptr<Engine> engine;
   {
     Progress progress("loading", log);
-    engine = std::make_unique<Engine>(model.spec, *model.source, options, [&](size_t done, size_t total) {
+    engine = job.make_engine(model, options, [&](size_t done, size_t total) {
       if (interrupts.raised()) throw Error(Error::Kind::cancelled, "interrupted while loading");
       progress.update(done, total);
     });

@@ -28,6 +28,7 @@ std::span<const CommandEntry> commands() {
       {"bench", "measure speed against this machine's limits", make_bench},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
+      {"split", "cut a model folder for a fixed number of ranks, or join it again", make_split},
       {"docs", "print the option reference", make_docs, true},
   };
   return kCommands;

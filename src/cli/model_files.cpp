@@ -9,6 +9,7 @@
 #include "core/config_view.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "model/split.h"
 #include "model/presets.h"
 #include "model/synth.h"
 
@@ -90,6 +91,11 @@ ModelFiles open_model(const ModelOptions& options, const Log& log) {
   }
   model.spec = read_spec(options);
   model.folder = options.model;
+  if (is_split(model.folder)) {
+    check_permissions(model.folder, options.strict_permissions, log);
+    model.source = split_source(model.folder, model.spec);
+    return model;
+  }
   model.checkpoint = std::make_unique<Checkpoint>(model.folder);
   check_permissions(model.folder, options.strict_permissions, log);
   if (options.verify == "full") model.checkpoint->verify(Verify::full);

@@ -28,7 +28,7 @@ ModelSpec read_spec(const ModelOptions& options);
 struct ModelFiles {
   std::filesystem::path folder;  ///< where tokenizer files lie; empty for a published shape
   ModelSpec spec;
-  std::unique_ptr<Checkpoint> checkpoint;  ///< null with random weights
+  std::unique_ptr<Checkpoint> checkpoint;  ///< null with random weights and for a split folder
   std::unique_ptr<TensorSource> source;
   bool random = false;
 };

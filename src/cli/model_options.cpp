@@ -104,7 +104,12 @@ void declare_computation_options(OptionTable& table, ModelOptions& o) {
   const auto set_by = [](bool meaning) {
     return [meaning](const std::string& value, const Variables&) { return reference_truth(value, meaning); };
   };
-  table.add("deterministic", &o.deterministic, "always on: results do not depend on threads, batch or chunks")
+  table
+      .add("deterministic", &o.deterministic,
+           "true, always: results do not depend on threads, batch or chunks; world: nor on the number of ranks, at the cost that "
+           "docs/parallel.md states")
+      .choices({"true", "false", "world"})
+      .implicit("true")
       .reference("LCCL_DETERMINISTIC", set_by(true))
       .reference("HCCL_DETERMINISTIC", set_by(true))
       .reference("ATB_MATMUL_SHUFFLE_K_ENABLE", set_by(false));
@@ -119,30 +124,29 @@ void declare_model_options(OptionTable& table, ModelOptions& o, std::string prec
 }
 
 void declare_parallel_options(OptionTable& table, ParallelOptions& o) {
-  table.group("Ranks (this build runs one; 1 and -1 are accepted)");
+  table.group("Ranks (docs/parallel.md; -1 follows from the others)");
   const auto add = [&](const char* name, int* field, const char* help) -> Option& {
     return table.add(name, field, help).placeholder("N").range(-1, 1 << 20);
   };
-  add("tp", &o.tp, "tensor-parallel ranks").reference("TP_WORLD_SIZE");
-  add("dp", &o.dp, "data-parallel groups");
-  add("pp", &o.pp, "pipeline stages");
-  add("sp", &o.sp, "sequence-parallel ranks");
-  add("cp", &o.cp, "context-parallel ranks");
-  add("moe-tp", &o.moe_tp, "tensor-parallel ranks of the experts");
-  add("moe-ep", &o.moe_ep, "expert-parallel ranks");
-  add("microbatch", &o.microbatch, "microbatches of the pipeline");
-}
-
-void require_one_rank(const ParallelOptions& o) {
-  const std::pair<const char*, int> given[] = {
-      {"tp", o.tp}, {"dp", o.dp},         {"pp", o.pp},         {"sp", o.sp},
-      {"cp", o.cp}, {"moe-tp", o.moe_tp}, {"moe-ep", o.moe_ep}, {"microbatch", o.microbatch}};
-  for (const auto& [name, value] : given) {
-    if (value != 1 && value != -1) {
-      throw Error(Error::Kind::bad_input,
-                  fmt::format("--{} is {}, but this build runs one rank; leave it out or give 1", name, value));
-    }
-  }
+  add("tp", &o.tp, "tensor-parallel ranks: heads, widths and vocabulary are shared out; default: all ranks that were started")
+      .reference("TP_WORLD_SIZE");
+  add("dp", &o.dp, "data-parallel groups, each with its own sequences and cache; experts are shared by all");
+  add("pp", &o.pp, "pipeline stages of neighbouring layers");
+  add("sp", &o.sp, "sequence parallelism: equal to --tp, each rank keeps the residual stream of its share of the rows");
+  add("cp", &o.cp, "context-parallel ranks: not offered");
+  add("moe-tp", &o.moe_tp, "ranks that share the width of each expert");
+  add("moe-ep", &o.moe_ep, "expert-parallel groups: each holds whole experts; moe-ep x moe-tp = dp x tp");
+  add("microbatch", &o.microbatch, "parts of a step that are in the pipeline at once; default: the stages");
+  table.add("pp-split", &o.pp_split, "layers of each stage; default: balanced by bytes").placeholder("N,...");
+  table
+      .add("moe-dispatch", &o.moe_dispatch,
+           "replicate: every rank sees all tokens and one reduction adds the experts; exchange: tokens travel to their experts; auto: "
+           "exchange with --dp, else replicate")
+      .choices({"auto", "replicate", "exchange"});
+  table
+      .add("ranks", &o.ranks,
+           "threads: of this process; processes: those that mpirun or WORLD_SIZE, RANK and MASTER_ADDR name; auto: processes where there are any")
+      .choices({"auto", "threads", "processes", "mpi"});
 }
 
 void take_model(OptionTable& table, const ModelOptions& o, std::vector<std::string>& positionals) {
@@ -152,8 +156,8 @@ void take_model(OptionTable& table, const ModelOptions& o, std::vector<std::stri
 }
 
 EngineOptions engine_options(const ModelOptions& o) {
-  if (!o.deterministic) {
-    throw Error(Error::Kind::bad_input, "--deterministic is false, but results are always deterministic; leave it out");
+  if (o.deterministic == "false") {
+    throw Error(Error::Kind::bad_input, "--deterministic is false, but results are always deterministic; give true or world");
   }
   EngineOptions e;
   e.backend = o.backend;

@@ -18,19 +18,19 @@ struct ModelOptions {
   std::optional<uint64_t> random_weights;
   std::string format = "auto";
   float reserve_memory = 0, memory_fraction = 1;
-  bool deterministic = true, trust_remote_code = false, strict_permissions = false;
+  std::string deterministic = "true";
+  bool trust_remote_code = false, strict_permissions = false;
 };
 
 /// `precision`: the command's default.
 void declare_model_options(OptionTable& table, ModelOptions& options, std::string precision = "fast");
 
-/// Numbers of ranks: this build runs one.
+/// Numbers of ranks; -1 follows from the others.
 struct ParallelOptions {
   int tp = -1, dp = -1, pp = -1, sp = -1, cp = -1, moe_tp = -1, moe_ep = -1, microbatch = -1;
+  std::string ranks = "auto", pp_split, moe_dispatch = "auto";
 };
 void declare_parallel_options(OptionTable& table, ParallelOptions& options);
-/// Throws bad_input naming option and value when more than one rank is asked for.
-void require_one_rank(const ParallelOptions& options);
 
 /// Takes MODEL from the positionals unless --model gave it; what is left are the command's other arguments.
 void take_model(OptionTable& table, const ModelOptions& options, std::vector<std::string>& positionals);

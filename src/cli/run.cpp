@@ -50,7 +50,6 @@ class RunCommand : public Command {
       refuse("--prompt-ids is empty; wanted \"1,2,3\", several prompts separated by spaces");
     refuse_options(table);
     if (run_.do_sample && !table.given("temperature")) table.model_default("temperature", "1", "--do-sample");
-    require_one_rank(parallel_);
     if (table.print_config_asked() && model_options_.model.empty()) return;
     fit_lengths(table, read_spec(model_options_).max_len);
   }
@@ -59,6 +58,8 @@ class RunCommand : public Command {
 
   int execute(const OptionTable& table, Console& console) override {
     explain_reference_variables(console.log);
+    RankJob job(parallel_, model_options_);
+    if (job.follows()) return job.follow(open_model(model_options_, console.log)), 0;
     if (run_.benchmark) prepare_benchmark(*run_.benchmark);
     if (!run_.results_file.empty()) require_writable(run_.results_file, "--results-save-path");
     if (!run_.dump_ids.empty()) fs::create_directories(run_.dump_ids);
@@ -75,7 +76,7 @@ class RunCommand : public Command {
       run_.max_batch_size = static_cast<int>(std::min<size_t>(requests.size(), kMostAtOnce));
     check_lengths(prompts, model.spec);
     const double available = static_cast<double>(available_memory());
-    const auto engine = start_engine(model, batch_options(), console.log, interrupts);
+    const auto engine = start_engine(model, batch_options(), job, console.log, interrupts);
     if (run_.compat_output) say_memory(*engine, available, console.log);
     if (warms_up()) warm_up(*engine, interrupts, console.log);
     const uint64_t logits_hash = run_.benchmark ? dummy_pass(*engine, requests.front().prompt) : 0;

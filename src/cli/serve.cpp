@@ -8,6 +8,7 @@
 #include "cli/import_config.h"
 #include "cli/model_files.h"
 #include "cli/model_options.h"
+#include "cli/rank_job.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "core/error.h"
@@ -98,6 +99,7 @@ class ServeCommand : public Command {
     declare_network_options(table, serve_);
     declare_serving_options(table, serve_);
     declare_model_options(table, model_options_);
+    declare_parallel_options(table, parallel_);
     table.example("conclave serve models/demo-mixtral");
     table.example("conclave serve DIR --host 0.0.0.0 --key-file keys.txt --tls-certificate server.pem");
   }
@@ -123,13 +125,15 @@ class ServeCommand : public Command {
     if (model_options_.model.empty()) read_shape(model_options_.model);  // says what is missing
     for (const std::string& key : imported_.unsupported)
       console.log.warning(fmt::format("{}: {} has no effect here", serve_.import_config, key));
+    RankJob job(parallel_, model_options_);
+    if (job.follows()) return job.follow(open_model(model_options_, console.log)), 0;
     Server server(setup(), console.log);
     server.handle_signals();
     for (size_t i = 0; i < server.ports().size(); ++i)
       console.log.info(fmt::format("listening on {}://{}:{}", serve_.tls_certificate.empty() ? "http" : "https",
                                    addresses_[i].host, server.ports()[i]));
     try {
-      server.app().publish(load(server, console));
+      server.app().publish(load(server, job, console));
     } catch (const Error& e) {
       if (e.kind == Error::Kind::cancelled) return 0;
       throw;
@@ -170,7 +174,7 @@ class ServeCommand : public Command {
     return s;
   }
 
-  std::shared_ptr<const ServedModel> load(Server& server, Console& console) {
+  std::shared_ptr<const ServedModel> load(Server& server, RankJob& job, Console& console) {
     server.app().note_progress("opening", 0, 0);
     const ModelFiles files = open_model(model_options_, console.log);
     auto served = std::make_shared<ServedModel>();
@@ -178,9 +182,9 @@ class ServeCommand : public Command {
     if (!served->tokenizer)
       throw Error(Error::Kind::bad_model, "the model has no tokenizer, which serving needs; add tokenizer.json to its folder");
     describe(*served, files, console.log);
-    const EngineOptions options = batch_options(files);
+    const EngineOptions options = batch_options(files, job.layout());
     Progress progress("loading", console.log);
-    auto engine = std::make_unique<Engine>(files.spec, *files.source, options, [&](size_t done, size_t total) {
+    auto engine = job.make_engine(files, options, [&](size_t done, size_t total) {
       if (server.stop_asked()) throw Error(Error::Kind::cancelled, "stopped while loading");
       progress.update(done, total);
       server.app().note_progress("loading", done, total);
@@ -226,8 +230,9 @@ class ServeCommand : public Command {
   }
 
   /// A cache for all sequences at full length may exceed the memory: then the default takes half of what the weights leave.
-  EngineOptions batch_options(const ModelFiles& files) const {
+  EngineOptions batch_options(const ModelFiles& files, const ParallelLayout& layout) const {
     EngineOptions o = engine_options(model_options_);
+    o.layout = layout;
     o.max_sequences = serve_.max_batch_size;
     o.max_context = serve_.max_context > 0 ? serve_.max_context : files.spec.max_len;
     if (model_options_.max_position_embeddings > 0)
@@ -249,6 +254,7 @@ class ServeCommand : public Command {
 
   std::vector<std::string> positionals_;
   ModelOptions model_options_;
+  ParallelOptions parallel_;
   ServeOptions serve_;
   std::vector<ListenAt> addresses_;
   ImportedConfig imported_;

@@ -11,62 +11,22 @@
 
 #include "core/error.h"
 #include "engine/logprobs.h"
-#include "engine/runner.h"
+#include "engine/rank.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/step_cost.h"
+#include "engine/team.h"
 
 namespace conclave {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kMaxBlockSize = 576;
 
 double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(Error::Kind::bad_input, message); }
-
-void check_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) refuse(fmt::format("{} is {}, wanted {} to {}", name, value, low, high));
-}
-
-bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
-
-DType check_floating(std::string_view name, DType dtype) {
-  if (!is_floating(dtype))
-    refuse(fmt::format("{} is {}, wanted F32, F16 or BF16", name, name_of(dtype)));
-  return dtype;
-}
-
-/// Options with every default filled in, or bad_input.
-EngineOptions resolve(const ModelSpec& spec, EngineOptions o) {
-  constexpr int kMost = 1 << 30;
-  check_range("max_sequences", o.max_sequences, 1, 1 << 20);
-  check_range("max_step_tokens", o.max_step_tokens, 1, 1 << 20);
-  check_range("cache_tokens", o.cache_tokens, 0, int64_t{1} << 40);
-  if (o.max_context == 0) o.max_context = spec.max_len;
-  check_range("max_context", o.max_context, 2, std::min(spec.max_len, kMost));
-  if (o.kv_mode == KvMode::contiguous) o.block_size = o.max_context;
-  else check_range("block_size", o.block_size, 1, kMaxBlockSize);
-  if (o.arithmetic) check_floating("dtype", *o.arithmetic);
-  if (!o.kv_dtype) {
-    const DType model = o.arithmetic.value_or(spec.dtype);
-    o.kv_dtype = o.precision == Precision::exact || !is_floating(model) ? DType::f32 : model;
-  }
-  if (o.kv_dtype != DType::i8 && !is_floating(*o.kv_dtype))
-    refuse(fmt::format("kv_dtype is {}, wanted F32, F16, BF16 or I8", name_of(*o.kv_dtype)));
-  return o;
-}
-
-CacheShape cache_shape(const EngineOptions& o) {
-  const int64_t per_sequence = (int64_t{o.max_context} + o.block_size - 1) / o.block_size;
-  const int64_t asked = std::max<int64_t>(1, o.cache_tokens / o.block_size);
-  const int64_t blocks = o.cache_tokens > 0 ? asked : o.max_sequences * per_sequence;
-  check_range("cache blocks", blocks, 1, 1 << 30);
-  return {*o.kv_dtype, static_cast<int>(blocks), o.block_size, o.saturate_f16};
-}
 
 SchedulerOptions scheduler_options(const ModelSpec& spec, const EngineOptions& o) {
   const bool one_form = !std::holds_alternative<MlaSpec>(spec.attention);
@@ -75,28 +35,17 @@ SchedulerOptions scheduler_options(const ModelSpec& spec, const EngineOptions& o
           .share_generated = one_form || o.share_generated};
 }
 
-StepLimits limits_of(const ModelSpec& spec, const EngineOptions& o) {
-  return step_limits(spec, o.max_step_tokens, o.max_sequences, o.max_context);
-}
-
-std::unique_ptr<Backend> make_backend(const EngineOptions& o, ThreadPool& pool) {
-  if (o.backend == "reference") return make_reference();
-  if (o.backend == "cpu") return make_cpu(pool, o.isa);
-  refuse(fmt::format("backend \"{}\" is unknown, wanted cpu or reference", o.backend));
-}
-
-LoadOptions load_options(const EngineOptions& o, const Engine::Progress& progress) {
-  const bool fast = o.precision == Precision::fast;
-  return {.arithmetic = o.arithmetic, .bf16_activations = fast, .activations = o.activations,
-          .int4_activations = fast ? Activations::int8_token : Activations::floating, .progress = progress};
-}
-
-MemoryPlan plan(const ModelSpec& spec, const TensorSource& source, const EngineOptions& o, const Backend& backend) {
-  const StepLimits limits = limits_of(spec, o);
-  return {.weights = weight_bytes(spec, source, backend, load_options(o, {})),
-          .kv_cache = cache_bytes(spec, cache_shape(o)),
-          .activations = Decoder::activation_bytes(spec, limits),
-          .workspace = backend.workspace_bytes(limits)};
+/// Of the ranks in this process: all of them where they are threads.
+MemoryPlan plan_process(const ModelSpec& spec, const TensorSource& source, const EngineOptions& o, const Communicator* world) {
+  source.check_layout(o.layout);
+  ThreadPool pool(threads_of_rank(o), false);
+  const auto backend = make_backend(o, pool);
+  MemoryPlan sum;
+  for (int rank = world ? world->rank() : 0; rank < (world ? world->rank() + 1 : o.layout.world()); ++rank) {
+    const MemoryPlan own = plan_rank_memory(spec, source, o, *backend, rank);
+    sum.weights += own.weights, sum.kv_cache += own.kv_cache, sum.activations += own.activations, sum.workspace += own.workspace;
+  }
+  return sum;
 }
 
 double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
@@ -116,6 +65,7 @@ struct Live {
   Clock::time_point submitted, started, first_token;
   std::optional<Clock::time_point> deadline;
   bool has_started = false, has_token = false;
+  size_t group = 0;  ///< data group whose cache it uses
   RequestStats stats;
   SamplerState sampling;
 };
@@ -131,12 +81,9 @@ struct Outcome {
 struct Engine::State {
   ModelSpec spec;
   EngineOptions options;
-  ThreadPool pool;
-  std::unique_ptr<Backend> backend;
   MemoryPlan memory;
-  Weights weights;
-  std::unique_ptr<Runner> runner;
-  std::unique_ptr<Scheduler> scheduler;
+  std::unique_ptr<Team> team;
+  std::vector<std::unique_ptr<Scheduler>> schedulers;  ///< one per data group
   StepCost cost;
   std::vector<Sampler> samplers;  ///< each is used by one thread at a time
   std::map<RequestId, Live> active;
@@ -147,19 +94,22 @@ struct Engine::State {
   StepObserver observer;
   Clock::time_point stage_begin;  ///< of the stage that the observer hears of next
 
-  State(ModelSpec s, const EngineOptions& o)
-      : spec(std::move(s)), options(resolve(spec, o)), pool(options.threads, options.pin_threads), backend(make_backend(options, pool)),
-        samplers(static_cast<size_t>(std::min(pool.size(), options.max_sequences)), Sampler(spec.vocab_size)) {}
+  State(ModelSpec s, const EngineOptions& o) : spec(std::move(s)), options(resolve(spec, o)) {}
 
+  ThreadPool& pool() { return team->self().pool(); }
   std::span<const float> row(const Tensor& logits, int64_t i) const {
     return {logits.row<float>(i), static_cast<size_t>(spec.vocab_size)};
   }
   void check_ids(std::span<const int32_t> ids) const;
   void end_overdue(Clock::time_point now);
-  std::vector<Outcome> draw_tokens(const StepPlan& plan, const Tensor& logits);
-  std::map<RequestId, std::vector<TokenLogprob>> score_prompts(const StepPlan& plan);
+  Scheduler& scheduler_of(RequestId id) { return *schedulers[active.at(id).group]; }
+  size_t least_loaded() const;
+  std::vector<Outcome> draw_tokens(std::span<const StepPlan> plans, const Tensor& logits);
+  using PromptScores = std::map<RequestId, std::vector<TokenLogprob>>;
+  void score_prompts(const StepPlan& plan, size_t group, PromptScores& scores);
   void end_stage(std::string_view stage, const StepPlan& plan);
-  void run(const StepPlan& plan, std::vector<Delta>& deltas);
+  void run(std::span<const StepPlan> plans, std::vector<Delta>& deltas);
+  void commit(const StepPlan& plan, size_t group, std::span<Outcome> outcomes, PromptScores& scores, std::vector<Delta>& deltas);
   void note_start(const StepPlan& plan, Clock::time_point now);
   void note(std::span<const Delta> deltas, Clock::time_point now);
 };
@@ -172,16 +122,17 @@ void Engine::State::check_ids(std::span<const int32_t> ids) const {
 }
 
 /// One token per chunk with `sample`, rows shared out to the threads.
-std::vector<Outcome> Engine::State::draw_tokens(const StepPlan& plan, const Tensor& logits) {
+std::vector<Outcome> Engine::State::draw_tokens(std::span<const StepPlan> plans, const Tensor& logits) {
   struct Row {
     const Sequence* sequence;
     Live* live;
   };
   std::vector<Row> rows;
-  for (const Chunk& chunk : plan.chunks)
-    if (chunk.sample) rows.push_back({&scheduler->running(chunk.id), &active.at(chunk.id)});
+  for (const StepPlan& plan : plans)
+    for (const Chunk& chunk : plan.chunks)
+      if (chunk.sample) rows.push_back({&scheduler_of(chunk.id).running(chunk.id), &active.at(chunk.id)});
   std::vector<Outcome> outcomes(rows.size());
-  pool.parallel_for(static_cast<int64_t>(samplers.size()), [&](int64_t part, int) {
+  pool().parallel_for(static_cast<int64_t>(samplers.size()), [&](int64_t part, int) {
     for (size_t i = static_cast<size_t>(part); i < rows.size(); i += samplers.size()) {
       const Request& request = rows[i].sequence->request;
       const TokenHistory history{rows[i].sequence->tokens, rows[i].sequence->prompt_len, request.eos_ids, request.stop_token_ids};
@@ -195,20 +146,19 @@ std::vector<Outcome> Engine::State::draw_tokens(const StepPlan& plan, const Tens
 }
 
 /// Log-probabilities of prompt tokens from the rows before them, through the head in groups of bounded size. A damaged row ends its request.
-std::map<RequestId, std::vector<TokenLogprob>> Engine::State::score_prompts(const StepPlan& plan) {
-  std::map<RequestId, std::vector<TokenLogprob>> scores;
+void Engine::State::score_prompts(const StepPlan& plan, size_t group, PromptScores& scores) {
   for (const Chunk& chunk : plan.chunks) {
     if (chunk.num_scored == 0) continue;
-    const Sequence& sequence = scheduler->running(chunk.id);
+    const Sequence& sequence = schedulers[group]->running(chunk.id);
     const int first_position = chunk.context_len - chunk.token_count + chunk.first_scored - chunk.first_token;
     std::vector<TokenLogprob> found(static_cast<size_t>(chunk.num_scored));
     std::vector<std::string> errors(found.size());
     std::vector<int32_t> rows;
     for (int done = 0; done < chunk.num_scored; done += static_cast<int>(rows.size())) {
       rows.clear();
-      for (int i = done; i < std::min(chunk.num_scored, done + runner->max_logit_rows()); ++i) rows.push_back(chunk.first_scored + i);
-      const Tensor logits = runner->logits(rows);
-      pool.parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i, int) {
+      for (int i = done; i < std::min(chunk.num_scored, done + team->max_logit_rows()); ++i) rows.push_back(chunk.first_scored + i);
+      const Tensor logits = team->logits(rows, static_cast<int>(group));
+      pool().parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i, int) {
         const auto at = static_cast<size_t>(done + i);
         errors[at] = argmax(row(logits, i)).error;
         const int32_t target = sequence.tokens[static_cast<size_t>(first_position) + at + 1];
@@ -217,9 +167,15 @@ std::map<RequestId, std::vector<TokenLogprob>> Engine::State::score_prompts(cons
     }
     const auto bad = std::find_if(errors.begin(), errors.end(), [](const std::string& e) { return !e.empty(); });
     if (bad == errors.end()) scores.emplace(chunk.id, std::move(found));
-    else scheduler->cancel(chunk.id, FinishReason::error, *bad);
+    else schedulers[group]->cancel(chunk.id, FinishReason::error, *bad);
   }
-  return scores;
+}
+
+/// The data group with the fewest requests, the first of equals.
+size_t Engine::State::least_loaded() const {
+  const auto load = [](const auto& s) { return s->num_running() + s->num_waiting(); };
+  return static_cast<size_t>(std::min_element(schedulers.begin(), schedulers.end(), [&](const auto& a, const auto& b) { return load(a) < load(b); }) -
+                             schedulers.begin());
 }
 
 void Engine::State::note_start(const StepPlan& plan, Clock::time_point now) {
@@ -251,44 +207,52 @@ void Engine::State::note(std::span<const Delta> deltas, Clock::time_point now) {
   }
 }
 
-Engine::Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress)
+Engine::Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress,
+               std::shared_ptr<Communicator> world)
     : state_(std::make_unique<State>(std::move(spec), options)) {
   State& s = *state_;
   const auto start = Clock::now();
-  s.memory = plan(s.spec, source, s.options, *s.backend);
+  s.memory = plan_process(s.spec, source, s.options, world.get());
   check_memory(s.memory, s.options.reserve_bytes);
-  s.scheduler = std::make_unique<Scheduler>(scheduler_options(s.spec, s.options));
-  s.weights = load_weights(s.spec, source, *s.backend, s.pool, load_options(s.options, progress));
-  const StepLimits limits = limits_of(s.spec, s.options);
-  s.backend->reserve(limits);
-  s.runner = std::make_unique<Runner>(s.spec, s.weights, *s.backend, limits, cache_shape(s.options));
+  for (int group = 0; group < s.options.layout.dp; ++group)
+    s.schedulers.push_back(std::make_unique<Scheduler>(scheduler_options(s.spec, s.options)));
+  s.team = std::make_unique<Team>(s.spec, source, s.options, std::move(world), progress);
+  s.samplers.assign(static_cast<size_t>(std::min(s.pool().size(), s.options.max_sequences)), Sampler(s.spec.vocab_size));
   s.load_ms = ms_between(start, Clock::now());
 }
 
 Engine::~Engine() = default;
 
-MemoryPlan Engine::plan_memory(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options) {
+void follow_engine(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options, Communicator& world) {
   const EngineOptions resolved = resolve(spec, options);
-  ThreadPool pool(resolved.threads, false);
-  return plan(spec, source, resolved, *make_backend(resolved, pool));
+  check_memory(plan_process(spec, source, resolved, &world), resolved.reserve_bytes);
+  follow(spec, source, resolved, world);
+}
+
+MemoryPlan Engine::plan_memory(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options) {
+  return plan_process(spec, source, resolve(spec, options), nullptr);
 }
 
 const ModelSpec& Engine::spec() const { return state_->spec; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const MemoryPlan& Engine::memory() const { return state_->memory; }
-std::string_view Engine::isa() const { return state_->backend->isa(); }
-int Engine::threads() const { return state_->pool.size(); }
+std::string_view Engine::isa() const { return state_->team->self().backend().isa(); }
+int Engine::threads() const { return state_->pool().size() * state_->options.layout.world(); }
 double Engine::load_ms() const { return state_->load_ms; }
-size_t Engine::bytes_touched_per_token() const { return conclave::bytes_touched_per_token(state_->spec, state_->weights); }
-ModelCost Engine::cost() const { return model_cost(state_->spec, state_->weights, *state_->options.kv_dtype); }
-bool Engine::idle() const { return state_->scheduler->idle(); }
+size_t Engine::bytes_touched_per_token() const { return conclave::bytes_touched_per_token(state_->team->self().spec(), state_->team->self().weights()); }
+ModelCost Engine::cost() const {
+  return model_cost(state_->team->self().spec(), state_->team->self().weights(), *state_->options.kv_dtype);
+}
+bool Engine::idle() const {
+  return std::all_of(state_->schedulers.begin(), state_->schedulers.end(), [](const auto& s) { return s->idle(); });
+}
 void Engine::observe(StepObserver observer) { state_->observer = std::move(observer); }
 int64_t Engine::steps() const { return static_cast<int64_t>(state_->totals.steps); }
 
 void Engine::check(const Request& request) const {
   const State& s = *state_;
   validate(request, s.spec.vocab_size);
-  s.scheduler->check(request);
+  s.schedulers.front()->check(request);
 }
 
 RequestId Engine::submit(Request request) {
@@ -305,12 +269,17 @@ void Engine::submit(RequestId id, Request request, Time submitted) {
   if (request.deadline_ms > 0)
     p.deadline = submitted + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(request.deadline_ms));
   p.stats.prompt_tokens = static_cast<int>(request.prompt.size());
-  s.scheduler->add(id, std::move(request));
+  p.group = s.least_loaded();
+  s.schedulers[p.group]->add(id, std::move(request));
   s.active.emplace(id, p);
 }
 
-void Engine::cancel(RequestId id) { state_->scheduler->cancel(id); }
-void Engine::pause(RequestId id, bool paused) { state_->scheduler->pause(id, paused); }
+void Engine::cancel(RequestId id) {
+  for (const auto& scheduler : state_->schedulers) scheduler->cancel(id);
+}
+void Engine::pause(RequestId id, bool paused) {
+  for (const auto& scheduler : state_->schedulers) scheduler->pause(id, paused);
+}
 
 std::optional<Engine::Time> Engine::next_deadline() const {
   std::optional<Time> next;
@@ -321,17 +290,18 @@ std::optional<Engine::Time> Engine::next_deadline() const {
 
 EngineLoad Engine::load() const {
   EngineLoad load = state_->totals;
-  const Scheduler& scheduler = *state_->scheduler;
-  load.running = scheduler.num_running(), load.waiting = scheduler.num_waiting();
-  load.waiting_tokens = scheduler.waiting_tokens();
-  load.total_blocks = cache_shape(state_->options).num_blocks, load.free_blocks = scheduler.free_blocks();
-  load.preemptions = scheduler.preemptions();
+  for (const auto& scheduler : state_->schedulers) {
+    load.running += scheduler->num_running(), load.waiting += scheduler->num_waiting();
+    load.waiting_tokens += scheduler->waiting_tokens();
+    load.total_blocks += cache_shape(state_->options).num_blocks, load.free_blocks += scheduler->free_blocks();
+    load.preemptions += scheduler->preemptions();
+  }
   return load;
 }
 
 void Engine::State::end_overdue(Clock::time_point now) {
   for (const auto& [id, p] : active)
-    if (p.deadline && *p.deadline <= now) scheduler->cancel(id, FinishReason::deadline);
+    if (p.deadline && *p.deadline <= now) schedulers[p.group]->cancel(id, FinishReason::deadline);
 }
 
 void Engine::State::end_stage(std::string_view stage, const StepPlan& plan) {
@@ -340,20 +310,38 @@ void Engine::State::end_stage(std::string_view stage, const StepPlan& plan) {
   observer.stage(stage, std::exchange(stage_begin, end), end, plan);
 }
 
-void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
+void Engine::State::run(std::span<const StepPlan> plans, std::vector<Delta>& deltas) {
   const auto begin = Clock::now();
-  end_stage("schedule", plan);
-  note_start(plan, begin);
-  const Tensor logits = runner->run(plan, observer.tap);
-  end_stage("forward", plan);
-  if (observer.logits) observer.logits(plan, logits);
+  const StepPlan& first = plans.front();
+  end_stage("schedule", first);
+  for (const StepPlan& plan : plans) note_start(plan, begin);
+  const Tensor logits = team->run(plans, observer.tap);
+  end_stage("forward", first);
+  if (observer.logits) observer.logits(first, logits);
   ++totals.steps;
-  std::vector<Outcome> outcomes = draw_tokens(plan, logits);
-  auto prompt_scores = score_prompts(plan);
+  std::vector<Outcome> outcomes = draw_tokens(plans, logits);
+  PromptScores scores;
+  for (size_t group = 0; group < plans.size(); ++group) score_prompts(plans[group], group, scores);
+  end_stage("sample", first);
+  std::span<Outcome> rest(outcomes);
+  int generating = 0, rows = 0;
+  for (size_t group = 0; group < plans.size(); ++group) {
+    const std::vector<Chunk>& chunks = plans[group].chunks;
+    const auto sampled = std::count_if(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.sample; });
+    commit(plans[group], group, rest.first(static_cast<size_t>(sampled)), scores, deltas);
+    rest = rest.subspan(static_cast<size_t>(sampled));
+    generating += static_cast<int>(
+        std::count_if(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.token_count == 1 && c.context_len > c.prompt_len; }));
+    rows += static_cast<int>(plans[group].tokens.size());
+  }
+  cost.note(generating, rows - generating, ms_between(begin, Clock::now()));
+  end_stage("commit", first);
+}
+
+void Engine::State::commit(const StepPlan& plan, size_t group, std::span<Outcome> outcomes, PromptScores& prompt_scores, std::vector<Delta>& deltas) {
   std::vector<Draw> draws;
   for (Outcome& o : outcomes) draws.push_back(std::move(o.draw));
-  end_stage("sample", plan);
-  std::vector<Delta> committed = scheduler->commit(plan, draws);
+  std::vector<Delta> committed = schedulers[group]->commit(plan, draws);
   size_t next_outcome = 0, next_delta = 0;
   for (const Chunk& chunk : plan.chunks) {
     const auto scores = prompt_scores.find(chunk.id);
@@ -364,19 +352,21 @@ void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
     if (chunk.sample) ++next_outcome;
     if (scores != prompt_scores.end()) deltas.back().prompt_logprobs = std::move(scores->second);
   }
-  const auto generating = static_cast<int>(
-      std::count_if(plan.chunks.begin(), plan.chunks.end(), [](const Chunk& c) { return c.token_count == 1 && c.context_len > c.prompt_len; }));
-  cost.note(generating, static_cast<int>(plan.tokens.size()) - generating, ms_between(begin, Clock::now()));
-  end_stage("commit", plan);
 }
 
 std::vector<Delta> Engine::step(double budget_ms) {
   State& s = *state_;
   s.stage_begin = Clock::now();
   s.end_overdue(s.stage_begin);
-  std::vector<Delta> deltas = s.scheduler->take_ended();
-  const StepPlan plan = s.scheduler->plan(budget_ms > 0 ? s.cost.rows_for(budget_ms, s.scheduler->num_generating()) : 0);
-  if (!plan.chunks.empty()) s.run(plan, deltas);
+  std::vector<Delta> deltas;
+  std::vector<StepPlan> plans;
+  bool any = false;
+  for (const auto& scheduler : s.schedulers) {
+    for (Delta& ended : scheduler->take_ended()) deltas.push_back(std::move(ended));
+    plans.push_back(scheduler->plan(budget_ms > 0 ? s.cost.rows_for(budget_ms, scheduler->num_generating()) : 0));
+    any = any || !plans.back().chunks.empty();
+  }
+  if (any) s.run(plans, deltas);
   s.note(deltas, Clock::now());
   return deltas;
 }
@@ -422,7 +412,7 @@ Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens,
   if (int64_t{length} + max_new_tokens > room)
     refuse(fmt::format("{} prompt tokens and {} new ones exceed the context of {}", length, max_new_tokens, room));
   check_range("chunk", chunk, 0, s.options.max_step_tokens);
-  s.scheduler->forget_prefixes();  // their blocks are used below
+  for (const auto& scheduler : s.schedulers) scheduler->forget_prefixes();  // their blocks are used below
 
   Trace trace;
   trace.logits.reserve(prompt.size() * vocab);
@@ -434,8 +424,8 @@ Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens,
     const StepPlan plan = lone_step(part, done, length, cache.block_size);
     for (int first = 0; first < count; first += static_cast<int>(rows.size())) {
       rows.clear();
-      for (int row = first; row < std::min(count, first + s.runner->max_logit_rows()); ++row) rows.push_back(row);
-      const Tensor logits = first == 0 ? s.runner->run(plan, rows, prompt_tap) : s.runner->logits(rows);
+      for (int row = first; row < std::min(count, first + s.team->max_logit_rows()); ++row) rows.push_back(row);
+      const Tensor logits = first == 0 ? s.team->run(plan, rows, prompt_tap) : s.team->logits(rows);
       trace.logits.insert(trace.logits.end(), logits.as<float>(), logits.as<float>() + rows.size() * vocab);
     }
   }
@@ -443,7 +433,7 @@ Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens,
   for (int t = 0; t < max_new_tokens; ++t) {
     if (t > 0) {
       const StepPlan plan = lone_step({&trace.greedy_tokens.back(), 1}, length + t - 1, length, cache.block_size);
-      std::memcpy(last.data(), s.runner->run(plan).data, vocab * sizeof(float));
+      std::memcpy(last.data(), s.team->run({&plan, 1}, {}).data, vocab * sizeof(float));
     }
     trace.greedy_logits.insert(trace.greedy_logits.end(), last.begin(), last.end());
     trace.greedy_tokens.push_back(greedy(last));

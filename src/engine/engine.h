@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
 #include "engine/request.h"
@@ -49,6 +50,9 @@ struct EngineOptions {
   /// MLA computes generated tokens in another form than a prompt's, whose lowest bits differ: the cache of an answer serves a later prompt
   /// only where this allows it. Without effect on other attention.
   bool share_generated = false;
+  /// Of resolve_layout(): how many ranks share the model; `threads` are then per rank (0: the processors shared out). max_sequences,
+  /// cache_tokens and max_step_tokens are of each data group.
+  ParallelLayout layout = {};
 };
 
 /// What a configuration needs, in bytes, computed before anything is loaded.
@@ -70,7 +74,7 @@ struct EngineLoad {
 struct StepObserver {
   using Time = std::chrono::steady_clock::time_point;
   Tap tap = {};
-  /// The stages "schedule", "forward", "sample", "commit", each when it has ended.
+  /// The stages "schedule", "forward", "sample", "commit", each when it has ended. With several data groups `plan` is the first one's.
   std::function<void(std::string_view stage, Time begin, Time end, const StepPlan& plan)> stage = {};
   /// logits [n, vocab] of the plan's chunks with `sample`, in their order, before sampling.
   std::function<void(const StepPlan& plan, const Tensor& logits)> logits = {};
@@ -81,7 +85,9 @@ class Engine {
   using Time = std::chrono::steady_clock::time_point;
   using Progress = std::function<void(size_t done, size_t total)>;
   /// Plans memory (throws out_of_memory naming needed and available bytes before reading weights), loads, allocates.
-  Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress = {});
+  /// Ranks are threads of this process unless `world` holds them, whose rank 0 this then is; the others run follow_engine().
+  Engine(ModelSpec spec, const TensorSource& source, const EngineOptions& options, const Progress& progress = {},
+         std::shared_ptr<Communicator> world = nullptr);
   ~Engine();
 
   static MemoryPlan plan_memory(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options);
@@ -130,6 +136,9 @@ class Engine {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// A rank other than 0 in a process of its own: returns when rank 0's engine ends. Throws what Engine throws, and network when a rank is gone.
+void follow_engine(const ModelSpec& spec, const TensorSource& source, const EngineOptions& options, Communicator& world);
 
 /// Memory that this process may still take: the smaller of MemAvailable and the cgroup's remaining limit.
 size_t available_memory();

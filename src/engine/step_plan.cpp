@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -74,6 +75,31 @@ void check_chunk(const Chunk& c, const StepPlan& plan, int32_t next_row) {
 }
 
 }  // namespace
+
+std::vector<StepPlan> cut_plan(const StepPlan& plan, int parts) {
+  const auto rows = static_cast<int64_t>(plan.tokens.size());
+  const bool scored = std::any_of(plan.chunks.begin(), plan.chunks.end(), [](const Chunk& c) { return c.num_scored > 0; });
+  const int64_t count = scored ? 1 : std::clamp<int64_t>(parts, 1, std::max<int64_t>(1, rows));
+  std::vector<StepPlan> out;
+  for (int64_t p = 0; p < count; ++p) {
+    const auto begin = static_cast<int32_t>(rows * p / count), end = static_cast<int32_t>(rows * (p + 1) / count);
+    StepPlan& part = out.emplace_back();
+    part.step = plan.step;
+    part.tokens.assign(plan.tokens.begin() + begin, plan.tokens.begin() + end);
+    part.positions.assign(plan.positions.begin() + begin, plan.positions.begin() + end);
+    part.blocks = plan.blocks;
+    for (Chunk c : plan.chunks) {
+      const int32_t chunk_end = c.first_token + c.token_count, from = std::max(begin, c.first_token), to = std::min(end, chunk_end);
+      if (from >= to) continue;
+      c.context_len -= chunk_end - to;
+      c.sample = c.sample && to == chunk_end;
+      if (c.num_scored > 0) c.first_scored -= begin;
+      c.first_token = from - begin, c.token_count = to - from;
+      part.chunks.push_back(c);
+    }
+  }
+  return out;
+}
 
 std::vector<std::byte> encode(const StepPlan& plan) {
   std::vector<std::byte> bytes(kHeaderBytes + (2 * plan.tokens.size() + plan.blocks.size()) * sizeof(int32_t) +

@@ -28,6 +28,10 @@ struct StepPlan {
   bool operator==(const StepPlan&) const = default;
 };
 
+/// The plan in at most `parts` plans of nearly equal numbers of rows, to be carried out one after the other: what a row computes does not
+/// depend on where its chunk is cut. A plan with scored rows stays whole.
+std::vector<StepPlan> cut_plan(const StepPlan& plan, int parts);
+
 /// Little-endian, the same bytes on every rank.
 std::vector<std::byte> encode(const StepPlan& plan);
 /// Throws network, naming field and value, for bytes that encode() cannot have written: wrong length or version, ranges outside the

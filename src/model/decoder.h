@@ -1,6 +1,7 @@
 #pragma once
 // The forward pass of every family, read top to bottom: embed, then per layer attention and feed-forward over one residual stream in
-// f32, final norm, head. Owns the step's activation buffers; knows tensors, not requests.
+// f32, final norm, head. Owns the step's activation buffers; knows tensors, not requests. Among several ranks it computes one rank's part:
+// partial sums of attention and feed-forward meet where they are added to the residual stream, and nowhere else do layers ask for a rank.
 #include <functional>
 #include <memory>
 #include <span>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/expert_dispatch.h"
+#include "model/ranks.h"
 #include "model/spec.h"
 #include "model/weights.h"
 
@@ -25,21 +28,29 @@ struct DecoderStep {
   /// Trailing rows of each sequence whose logits may be asked for: of the others the last layer computes only what goes to the cache.
   /// Empty: all rows.
   std::span<const int32_t> kept_rows = {};
+  int first_logit = 0;                      ///< row of the logits where those of this part of a step begin
+  bool keep_all = false;                    ///< every row in the last layer too; what a tap on rank 0 implies must be said to all ranks
 };
 
 class Decoder {
  public:
-  /// Activation buffers for steps within `limits` are allocated here. References must outlive the decoder.
-  Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, const StepLimits& limits);
+  /// Activation buffers for steps within `limits` are allocated here. References must outlive the decoder. Among several ranks `spec` is the
+  /// rank's local_spec(), and every call is collective.
+  Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend, const StepLimits& limits, const Ranks* ranks = nullptr);
   /// Bytes that the constructor allocates.
-  static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
+  static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits, const RankPlan* plan = nullptr);
 
-  /// `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab], valid until the next call. A tap sees all rows.
+  /// `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab], valid until the next call; among several ranks those of the last
+  /// stage have them. A tap sees all rows.
   Tensor forward(const DecoderStep& step, std::span<const KvLayer> kv, const Tap& tap = {});
 
   /// Logits of other kept rows of the last step, for callers that want more of them than one call returns.
   Tensor logits(std::span<const int32_t> rows);
   int max_logit_rows() const;
+
+  /// Several stages: brings the first n rows of logits, which forward() left on the last stage, to the first rank of each data group. Called
+  /// once after the last part of a step.
+  Tensor deliver(int64_t n);
 
  private:
   struct Activations;
@@ -53,13 +64,21 @@ class Decoder {
   void answer(const MlaWeights& w, const MlaSpec& spec, const KvLayer& kv, const BatchView& batch);
   void attend(int layer, const KvLayer& kv, const DecoderStep& step, bool keep_all);
   BatchView keep_rows(const DecoderStep& step);
+  void begin(const DecoderStep& step);
+  void add_norm(const Tensor& gain);
+  void norm_first(const Tensor& gain);
+  void output(const Tensor& mixed, const Weight& o);
+  void hand_over();
+  Tensor compute_logits(std::span<const int32_t> rows, int first);
   void feed(int layer, const SwiGluWeights& w, const DenseSpec& spec, const Tap& tap);
   void feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Tap& tap);
 
   const ModelSpec& spec_;
   const Weights& weights_;
   Backend& backend_;
+  const Ranks* ranks_;
   std::shared_ptr<Activations> a_;
+  std::unique_ptr<ExpertDispatch> dispatch_;
 };
 
 /// Step limits that a model and an engine configuration imply.

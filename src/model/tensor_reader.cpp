@@ -77,6 +77,66 @@ StoredMatrix dequantised(const StoredMatrix& matrix) {
   return plain;
 }
 
+HostMatrix part_of(HostMatrix m, const IndexRange& rows, const IndexRange& cols) {
+  m.data += bytes_of(m.format, rows.begin * m.row_stride + cols.begin);
+  m.rows = rows.size(), m.cols = cols.size();
+  m.row_offset += rows.begin;
+  if (m.format != WeightFormat::int4) m.col_offset += cols.begin;
+  else if (const int64_t groups = cols.begin / m.block_cols; groups > 0) {
+    m.scales += groups;
+    if (m.zeros) m.zeros += groups;
+  }
+  return m;
+}
+
+bool leaves_grid(WeightFormat format, const TensorCut& cut) { return format == WeightFormat::f8e4m3 && cut.rows.size() > 1; }
+
+namespace {
+
+/// Rows in several ranges, copied one after the other with their scales; `whole` has a scale row per row, or none.
+void gather(StoredMatrix& whole, std::span<const IndexRange> ranges) {
+  const HostMatrix& m = whole.host;
+  StoredMatrix out;
+  out.host = m;
+  out.host.rows = 0, out.host.row_offset = 0;
+  const size_t row_bytes = bytes_of(m.format, m.row_stride);
+  for (const IndexRange& range : ranges)
+    for (int64_t r = range.begin; r < range.end; ++r, ++out.host.rows) {
+      const std::byte* row = m.data + static_cast<size_t>(r) * row_bytes;
+      out.values.insert(out.values.end(), row, row + row_bytes);
+      const int64_t grid = m.grid_index(r, 0);
+      if (m.scales) out.scales.insert(out.scales.end(), m.scales + grid, m.scales + grid + m.scale_stride);
+      if (m.zeros) out.zeros.insert(out.zeros.end(), m.zeros + grid, m.zeros + grid + m.scale_stride);
+    }
+  out.host.data = out.values.data();
+  out.host.scales = out.scales.empty() ? nullptr : out.scales.data();
+  out.host.zeros = out.zeros.empty() ? nullptr : out.zeros.data();
+  out.sources = std::move(whole.sources);
+  whole = std::move(out);
+}
+
+std::vector<int64_t> cut_shape(std::vector<int64_t> shape, const TensorCut& cut) {
+  if (!cut.rows.empty()) {
+    shape[0] = 0;
+    for (const IndexRange& range : cut.rows) shape[0] += range.size();
+  }
+  if (cut.cols.size() > 0) shape[1] = cut.cols.size();
+  return shape;
+}
+
+void apply(StoredMatrix& matrix, const TensorCut& cut) {
+  if (leaves_grid(matrix.host.format, cut)) {
+    const Activations activations = matrix.host.activations;
+    matrix = dequantised(matrix);
+    matrix.host.activations = activations;
+  }
+  if (cut.rows.size() > 1) return gather(matrix, cut.rows);
+  const IndexRange all_rows{0, matrix.host.rows}, all_cols{0, matrix.host.cols};
+  matrix.host = part_of(matrix.host, cut.rows.empty() ? all_rows : cut.rows.front(), cut.cols.size() > 0 ? cut.cols : all_cols);
+}
+
+}  // namespace
+
 TensorReader::TensorReader(const ModelSpec& spec, const TensorSource& source, const Rules& rules)
     : spec_(spec), source_(source), rules_(rules) {
   if (rules_.arithmetic && !is_floating(*rules_.arithmetic))
@@ -171,8 +231,8 @@ void TensorReader::read_scales(const std::string& name, StoredMatrix& matrix) co
   const SourceTensor scale = fetch(scale_name(name, m.format));
   m.block_rows = blocks ? kFp8Block : 1;
   m.block_cols = blocks ? kFp8Block : m.cols;
-  const int64_t grid_rows = (m.rows + m.block_rows - 1) / m.block_rows;
-  m.scale_stride = (m.cols + m.block_cols - 1) / m.block_cols;
+  const int64_t grid_rows = (m.row_offset + m.rows + m.block_rows - 1) / m.block_rows;
+  m.scale_stride = (m.col_offset + m.cols + m.block_cols - 1) / m.block_cols;
   const bool flat = !blocks && scale.shape == std::vector<int64_t>{m.rows};
   if (!flat)
     check_shape(scale, {grid_rows, m.scale_stride}, blocks ? "(one scale per 128 x 128 block)" : "(one scale per output row)");
@@ -200,29 +260,53 @@ StoredMatrix TensorReader::packed_matrix(const std::string& name, const Held& as
   return out;
 }
 
-StoredMatrix TensorReader::matrix(const std::string& name, MatrixRole role) const {
+/// Floating values in the type they are held in; any others at an address that fits their size (the header of a file may leave its data at
+/// any).
+void TensorReader::convert(StoredMatrix& matrix, WeightFormat format) const {
+  HostMatrix& m = matrix.host;
+  const SourceTensor& tensor = matrix.sources.front();
+  const size_t element = element_bytes(m.format), to = element_bytes(format);
+  if (m.format == format && reinterpret_cast<uintptr_t>(m.data) % element == 0) return;
+  std::vector<std::byte> values(static_cast<size_t>(m.rows * m.cols) * to);
+  std::vector<float> row(static_cast<size_t>(m.cols));
+  for (int64_t r = 0; r < m.rows; ++r) {
+    const std::byte* from = m.data + static_cast<size_t>(r * m.row_stride) * element;
+    std::byte* out = values.data() + static_cast<size_t>(r * m.cols) * to;
+    if (m.format == format) {
+      std::memcpy(out, from, row.size() * element);
+      continue;
+    }
+    to_f32(from, tensor.dtype, row);
+    from_f32(row, *rules_.arithmetic, out, tensor);
+  }
+  matrix.values = std::move(values);
+  m.format = format;
+  m.row_stride = m.cols;
+  m.data = matrix.values.data();
+}
+
+StoredMatrix TensorReader::matrix(const std::string& name, MatrixRole role, const TensorCut& cut) const {
   const Held as = held(name, role);
   const WeightFormat format = as.storage.format;
-  if (is_packed(spec_.quant.scheme) && !source_.dtype(name)) return packed_matrix(name, as);
+  if (is_packed(spec_.quant.scheme) && !source_.dtype(name)) {
+    StoredMatrix out = packed_matrix(name, as);
+    apply(out, cut);
+    return out;
+  }
   StoredMatrix out;
   out.sources.push_back(fetch(name));
   const SourceTensor& tensor = out.sources.front();
-  check_shape(tensor, shape(name), "as config.json implies; use the config.json that belongs to these files");
-  out.host = {.format = format, .activations = as.activations, .rows = tensor.shape[0], .cols = tensor.shape[1],
-              .row_stride = tensor.shape[1], .data = tensor.data};
-  const bool convert = is_floating(tensor.dtype) && weight_format(tensor.dtype) != format;
-  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % element_bytes(format) == 0;
-  if (convert) {
-    std::vector<float> values(static_cast<size_t>(out.host.rows * out.host.cols));
-    to_f32(tensor.data, tensor.dtype, values);
-    out.values.resize(values.size() * element_bytes(format));
-    from_f32(values, *rules_.arithmetic, out.values.data(), tensor);
-  } else if (!aligned) {  // the header of a file may leave its data at any address
-    out.values.resize(static_cast<size_t>(out.host.rows * out.host.cols) * element_bytes(format));
-    std::memcpy(out.values.data(), tensor.data, out.values.size());
+  const bool sliced = source_.sliced();
+  check_shape(tensor, sliced ? cut_shape(shape(name), cut) : shape(name), "as config.json implies; use the config.json that belongs to these files");
+  out.host = {.format = is_floating(tensor.dtype) ? weight_format(tensor.dtype) : format, .activations = as.activations,
+              .rows = tensor.shape[0], .cols = tensor.shape[1], .row_stride = tensor.shape[1], .data = tensor.data};
+  if (sliced && format == WeightFormat::f8e4m3) {  // the stored scales begin with the block that holds the first element
+    if (!cut.rows.empty()) out.host.row_offset = cut.rows.front().begin % kFp8Block;
+    out.host.col_offset = cut.cols.begin % kFp8Block;
   }
-  if (!out.values.empty()) out.host.data = out.values.data();
   read_scales(name, out);
+  if (!sliced) apply(out, cut);
+  if (!leaves_grid(format, cut)) convert(out, format);
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/parallel_plan.h"
 #include "model/spec.h"
 #include "model/tensor_source.h"
 #include "quant/formats.h"
@@ -45,8 +46,9 @@ class TensorReader {
   Held held(const std::string& name, MatrixRole role) const;
   /// Shape that the model implies; throws internal for a name that for_each_tensor does not list.
   const std::vector<int64_t>& shape(const std::string& name) const;
-  /// The matrix; throws bad_model as held() does, and for a wrong shape or a value that does not fit f16.
-  StoredMatrix matrix(const std::string& name, MatrixRole role) const;
+  /// The matrix, or the part that `cut` names: of a floating, int8 or FP8 tensor only the bytes of that part are read. Throws bad_model as
+  /// held() does, and for a wrong shape or a value that does not fit f16.
+  StoredMatrix matrix(const std::string& name, MatrixRole role, const TensorCut& cut = {}) const;
   /// A floating tensor of out.size() elements as f32.
   void vector(const std::string& name, std::span<float> out) const;
   void release(const StoredMatrix& matrix) const {
@@ -60,6 +62,7 @@ class TensorReader {
   Activations activations_of(const std::string& name, WeightFormat format) const;
   std::optional<Held> held_packed(const std::string& name) const;
   StoredMatrix packed_matrix(const std::string& name, const Held& as) const;
+  void convert(StoredMatrix& matrix, WeightFormat format) const;
   void read_scales(const std::string& name, StoredMatrix& matrix) const;
 
   const ModelSpec& spec_;
@@ -71,6 +74,10 @@ class TensorReader {
 WeightFormat weight_format(DType floating);
 /// n floating values (f32, f16, bf16) at `data` as f32.
 void to_f32(const std::byte* data, DType dtype, std::span<float> out);
+/// Part of a matrix in place: `rows` contiguous; int4 columns begin at an even one, and at a group where there are several.
+HostMatrix part_of(HostMatrix matrix, const IndexRange& rows, const IndexRange& cols);
+/// FP8 rows in several ranges leave their scale grid and are held as f32.
+bool leaves_grid(WeightFormat format, const TensorCut& cut);
 /// Every element dequantised to f32.
 StoredMatrix dequantised(const StoredMatrix& matrix);
 

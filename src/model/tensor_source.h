@@ -14,6 +14,8 @@
 
 namespace conclave {
 
+struct ParallelLayout;
+
 /// A tensor's bytes, alive while `owner` is (a checkpoint's tensors live as long as the source).
 struct SourceTensor {
   std::string name;
@@ -36,6 +38,12 @@ class TensorSource {
   }
   /// Says that a tensor's data has been consumed.
   virtual void release(const SourceTensor& tensor) const = 0;
+
+  /// Of a checkpoint that is split for a fixed world: one rank's tensors, cut (sliced()) as cut_of() says. Others serve every rank alike.
+  virtual const TensorSource& of_rank(int) const { return *this; }
+  virtual bool sliced() const { return false; }
+  /// Throws bad_model when the source is for another world.
+  virtual void check_layout(const ParallelLayout&) const {}
 };
 
 /// Tensors of a checkpoint. Fused layouts (`experts.gate_up_proj` [E, 2I, H], `experts.down_proj` [E, H, I]) answer under the per-expert

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <array>
 #include <cstring>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "model/tensor_reader.h"
@@ -78,10 +80,16 @@ class LoadPlan {
  public:
   LoadPlan(const ModelSpec& spec, const TensorSource& source, const Backend& backend, const LoadOptions& options, Weights& out)
       : spec_(spec), backend_(backend),
-        reader_(spec, source, {options.arithmetic, options.bf16_activations, options.activations, options.int4_activations}), out_(out) {
-    out_.layers.resize(spec.layers.size());
-    matrix(out_.embed, spec.names.embed, MatrixRole::table, spec.tied_head ? Layout::panels : Layout::table);
-    for (int l = 0; l < spec.num_layers(); ++l) add_layer(l);
+        reader_(spec, source, {options.arithmetic, options.bf16_activations, options.activations, options.int4_activations}), out_(out),
+        rank_(options.rank ? *options.rank : plan_alone(spec)) {
+    for_each_tensor(spec, [&](const TensorInfo& info) {
+      if (info.part != Part::expert || rank_.layers.contains(info.layer)) cuts_.emplace(info.name, cut_of(spec, rank_, info));
+    });
+    out_.layers.resize(static_cast<size_t>(rank_.layers.size()));
+    const bool tied = spec.tied_head && rank_.last_stage;
+    if (rank_.first_stage || tied) matrix(out_.embed, spec.names.embed, MatrixRole::table, tied ? Layout::panels : Layout::table);
+    for (int64_t l = rank_.layers.begin; l < rank_.layers.end; ++l) add_layer(static_cast<int>(l));
+    if (!rank_.last_stage) return;
     vector(out_.final_norm, spec.names.final_norm);
     if (!spec.tied_head) matrix(out_.head, spec.names.head, MatrixRole::linear);
   }
@@ -110,7 +118,7 @@ class LoadPlan {
       done += item.bytes;
       if (worker == 0 && progress) progress(done, total);
     });
-    if (spec_.tied_head) out_.head = out_.embed;
+    if (spec_.tied_head && rank_.last_stage) out_.head = out_.embed;
     if (progress) progress(total, total);
   }
 
@@ -120,26 +128,40 @@ class LoadPlan {
     std::function<void(std::span<std::byte>)> fill;
   };
 
+  const TensorCut& cut(const std::string& name) const { return cuts_.at(name); }
+  /// Shape of what this rank holds of a matrix.
+  std::array<int64_t, 2> shape(const std::string& name) const {
+    const auto& whole = reader_.shape(name);
+    const TensorCut& part = cut(name);
+    int64_t rows = 0;
+    for (const IndexRange& range : part.rows) rows += range.size();
+    return {part.rows.empty() ? whole[0] : rows, part.cols.size() > 0 ? part.cols.size() : whole[1]};
+  }
+  WeightStorage storage(const std::string& name, MatrixRole role) const {
+    const WeightStorage stored = reader_.held(name, role).storage;
+    return leaves_grid(stored.format, cut(name)) ? WeightStorage(WeightFormat::f32) : stored;
+  }
+
   void matrix(Weight& out, const std::string& name, MatrixRole role = MatrixRole::linear, Layout layout = Layout::panels) {
-    const auto& shape = reader_.shape(name);
-    const size_t bytes = backend_.packed_bytes(reader_.held(name, role).storage, layout, shape[0], shape[1]);
+    const auto [rows, cols] = shape(name);
+    const size_t bytes = backend_.packed_bytes(storage(name, role), layout, rows, cols);
     items_.push_back({bytes, [this, &out, name, role, layout](std::span<std::byte> dst) {
-                        const StoredMatrix m = reader_.matrix(name, role);
+                        const StoredMatrix m = reader_.matrix(name, role, cut(name));
                         out = backend_.pack(m.host, layout, dst);
                         reader_.release(m);
                       }});
   }
 
   void pair(Weight& out, const std::string& gate_name, const std::string& up_name) {
-    const auto& shape = reader_.shape(gate_name);
+    const auto [rows, cols] = shape(gate_name);
     const auto gate_held = reader_.held(gate_name, MatrixRole::linear), up_held = reader_.held(up_name, MatrixRole::linear);
     if (gate_held != up_held)
       throw Error(Error::Kind::bad_model, fmt::format("{} is held as {} and {} as {}; gate and up must share one type and group size", gate_name,
                                                       name_of(gate_held.storage.format), up_name, name_of(up_held.storage.format)));
-    const size_t bytes = backend_.packed_bytes(gate_held.storage, Layout::paired, 2 * shape[0], shape[1]);
+    const size_t bytes = backend_.packed_bytes(gate_held.storage, Layout::paired, 2 * rows, cols);
     items_.push_back({bytes, [this, &out, gate_name, up_name](std::span<std::byte> dst) {
-                        const StoredMatrix gate = reader_.matrix(gate_name, MatrixRole::linear);
-                        const StoredMatrix up = reader_.matrix(up_name, MatrixRole::linear);
+                        const StoredMatrix gate = reader_.matrix(gate_name, MatrixRole::linear, cut(gate_name));
+                        const StoredMatrix up = reader_.matrix(up_name, MatrixRole::linear, cut(up_name));
                         out = backend_.pack_pair(gate.host, up.host, dst);
                         reader_.release(gate);
                         reader_.release(up);
@@ -185,16 +207,16 @@ class LoadPlan {
   }
 
   void kv_up(MlaUpWeights& out, const MlaSpec& spec, const std::string& name) {
-    const auto& shape = reader_.shape(name);
+    const auto [rows, cols] = shape(name);
     const WeightFormat format = kv_b_format(spec, name);
-    const auto heads = static_cast<size_t>(spec.num_heads);
-    const size_t plain = backend_.packed_bytes(format, Layout::panels, shape[0], shape[1]);
+    const auto heads = static_cast<size_t>(rank_.heads.size());
+    const size_t plain = backend_.packed_bytes(format, Layout::panels, rows, cols);
     const size_t k_bytes = backend_.packed_bytes(format, Layout::panels, spec.kv_lora_rank, spec.nope_dim);
     const size_t v_bytes = backend_.packed_bytes(format, Layout::panels, spec.v_dim, spec.kv_lora_rank);
     out.k_up_t.resize(heads);
     out.v_up.resize(heads);
     items_.push_back({plain + heads * (k_bytes + v_bytes), [=, this, &out](std::span<std::byte> dst) {
-                        StoredMatrix m = reader_.matrix(name, MatrixRole::linear);
+                        StoredMatrix m = reader_.matrix(name, MatrixRole::linear, cut(name));
                         if (m.host.format != format) m = dequantised(m);
                         m.host.activations = Activations::floating;  // attention works on it in f32
                         Pieces pieces(dst);
@@ -244,10 +266,11 @@ class LoadPlan {
     auto& w = layer.ffn.emplace<MoeWeights>();
     matrix(w.router, prefix + n.router, MatrixRole::router);
     if (spec.router.selection_bias) vector(w.selection_bias, prefix + n.router_bias);
-    w.experts.resize(static_cast<size_t>(spec.router.num_experts));
-    for (int e = 0; e < spec.router.num_experts; ++e) {
-      const std::string expert = prefix + substitute(n.expert, "{E}", e);
-      swiglu(w.experts[static_cast<size_t>(e)], expert + n.expert_gate, expert + n.expert_up, expert + n.expert_down);
+    const std::vector<int> held = experts_of(rank_, spec);
+    w.experts.resize(held.size());
+    for (size_t e = 0; e < held.size(); ++e) {
+      const std::string expert = prefix + substitute(n.expert, "{E}", held[e]);
+      swiglu(w.experts[e], expert + n.expert_gate, expert + n.expert_up, expert + n.expert_down);
     }
     if (spec.shared_inner > 0) {
       const std::string shared = prefix + n.shared;
@@ -256,7 +279,7 @@ class LoadPlan {
   }
 
   void add_layer(int l) {
-    LayerWeights& layer = out_.layers[static_cast<size_t>(l)];
+    LayerWeights& layer = out_.layers[static_cast<size_t>(l - rank_.layers.begin)];
     const std::string prefix = substitute(spec_.names.layer, "{L}", l);
     vector(layer.attention_norm, prefix + "input_layernorm.weight");
     std::visit([&](const auto& spec) { add_attention(layer, spec, prefix + "self_attn."); }, spec_.attention);
@@ -268,6 +291,8 @@ class LoadPlan {
   const Backend& backend_;
   TensorReader reader_;
   Weights& out_;
+  RankPlan rank_;
+  std::unordered_map<std::string, TensorCut> cuts_;
   std::vector<Item> items_;
 };
 
@@ -295,14 +320,15 @@ Weights load_weights(const ModelSpec& spec, const TensorSource& source, const Ba
   return weights;
 }
 
-size_t bytes_touched_per_token(const ModelSpec& spec, const Weights& weights) {
+size_t bytes_touched_per_token(const ModelSpec& spec, const Weights& weights, size_t first_layer) {
   size_t bytes = weights.head.bytes;
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const LayerWeights& layer = weights.layers[l];
     bytes += std::visit([](const auto& w) { return touched(w); }, layer.attention);
     if (const auto* moe = std::get_if<MoeWeights>(&layer.ffn)) {
-      const auto top_k = static_cast<size_t>(std::get<MoeSpec>(spec.layers[l]).router.top_k);
-      bytes += moe->router.bytes + top_k * touched(moe->experts.front());
+      const RouterSpec& router = std::get<MoeSpec>(spec.layers[first_layer + l]).router;
+      const auto top_k = static_cast<size_t>(router.top_k), experts = static_cast<size_t>(router.num_experts);
+      bytes += moe->router.bytes + top_k * moe->experts.size() * touched(moe->experts.front()) / experts;
       if (moe->shared) bytes += touched(*moe->shared);
     } else {
       bytes += touched(std::get<SwiGluWeights>(layer.ffn));

@@ -1,6 +1,6 @@
 #pragma once
-// The weights of one rank in the layout the decoder reads: one arena, filled tensor by tensor (peak memory = the arena plus one tensor
-// per loading thread). Nothing is allocated afterwards.
+// The weights of one rank in the layout the decoder reads: one arena, filled tensor by tensor straight from the published files, each rank
+// reading the parts that it holds (peak memory = the arena plus one tensor per loading thread). Nothing is allocated afterwards.
 #include <functional>
 #include <optional>
 #include <variant>
@@ -9,6 +9,7 @@
 #include "backend/backend.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "model/parallel_plan.h"
 #include "model/spec.h"
 #include "model/tensor_source.h"
 
@@ -17,6 +18,7 @@ namespace conclave {
 struct GqaWeights { Weight q, k, v, o; };
 /// Without q compression `q` is q_proj and q_a/q_a_norm are empty; with it q_a, q_a_norm and q (= q_b_proj) are used.
 struct MlaWeights { Weight q_a, q, kv_a_latent, kv_a_rope, o; Tensor q_a_norm, kv_a_norm; MlaUpWeights up; };
+/// `experts` are the rank's, in the order of experts_of().
 struct MoeWeights { Weight router; Tensor selection_bias; std::vector<SwiGluWeights> experts; std::optional<SwiGluWeights> shared; };
 struct LayerWeights {
   Tensor attention_norm, ffn_norm;
@@ -25,9 +27,9 @@ struct LayerWeights {
 };
 struct Weights {
   Buffer arena;
-  Weight embed, head;  ///< the same panels when tied
+  Weight embed, head;  ///< the same panels when tied; embed on the first stage, head and final_norm on the last
   Tensor final_norm;
-  std::vector<LayerWeights> layers;
+  std::vector<LayerWeights> layers;  ///< of the rank
 };
 
 struct LoadOptions {
@@ -39,6 +41,8 @@ struct LoadOptions {
   std::optional<Activations> activations = std::nullopt;
   /// How they meet int4 weights whose files ask for floating activations.
   Activations int4_activations = Activations::floating;
+  /// The rank whose parts are loaded; null: the whole model.
+  const RankPlan* rank = nullptr;
   /// Called with (bytes done, bytes total), from one thread.
   std::function<void(size_t, size_t)> progress;
 };
@@ -50,7 +54,8 @@ size_t weight_bytes(const ModelSpec& spec, const TensorSource& source, const Bac
 Weights load_weights(const ModelSpec& spec, const TensorSource& source, const Backend& backend, ThreadPool& pool,
                      const LoadOptions& options = {});
 
-/// Bytes of weights that one generated token reads (experts: top_k of each layer), for GB/s figures.
-size_t bytes_touched_per_token(const ModelSpec& spec, const Weights& weights);
+/// Bytes of weights that one generated token reads of a rank (experts: top_k of each layer, evenly chosen), for GB/s figures. The rank's
+/// layers begin with the model's `first_layer`.
+size_t bytes_touched_per_token(const ModelSpec& spec, const Weights& weights, size_t first_layer = 0);
 
 }  // namespace conclave

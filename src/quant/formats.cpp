@@ -55,9 +55,15 @@ float dequantise(const HostMatrix& m, int64_t row, int64_t col) {
   return 0.0f;
 }
 
-float quantise_row_int8(const float* x, int64_t n, int8_t* q) {
+float largest_magnitude(const float* x, int64_t n) {
   float amax = 0.0f;
-  bool finite = true;
+  for (int64_t i = 0; i < n; ++i) amax = std::isfinite(x[i]) ? std::max(amax, std::fabs(x[i])) : std::numeric_limits<float>::infinity();
+  return amax;
+}
+
+float quantise_row_int8(const float* x, int64_t n, int8_t* q, float least_amax) {
+  float amax = least_amax;
+  bool finite = std::isfinite(amax);
   for (int64_t i = 0; i < n; ++i) {
     amax = std::max(amax, std::fabs(x[i]));
     finite = finite && std::isfinite(x[i]);

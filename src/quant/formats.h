@@ -75,7 +75,10 @@ std::string_view name_of(WeightFormat format);
 float dequantise(const HostMatrix& m, int64_t row, int64_t col);
 
 /// One row of dynamic int8 activations: scale = amax/127 (1 for a zero row), q = round half to even(x / scale).
-/// Returns the scale; NaN (and zeros) for a row that is not finite, so that its outputs are NaN and not quietly wrong. Source: compressed-tensors dynamic per-token symmetric int8.
-float quantise_row_int8(const float* x, int64_t n, int8_t* q);
+/// Returns the scale; NaN (and zeros) for a row that is not finite, so that its outputs are NaN and not quietly wrong. `least_amax`: the
+/// amax of a longer row that x is a part of. Source: compressed-tensors dynamic per-token symmetric int8.
+float quantise_row_int8(const float* x, int64_t n, int8_t* q, float least_amax = 0.0f);
+/// max |x|; infinite or NaN values give infinity.
+float largest_magnitude(const float* x, int64_t n);
 
 }  // namespace conclave

@@ -70,9 +70,11 @@ TEST(Usage, MissingModelsExitWithThree) {
 
 TEST(Usage, ManyRanksAndForeignFeaturesAreRefusedByName) {
   const std::string model = golden("mixtral-gqa");
-  expect_error(conclave({"run", model, "--tp", "8"}), 2, {"--tp", "8", "one rank"});
-  expect_error(run_process(CONCLAVE_BINARY, {.arguments = {"run", model}, .environment = {{"TP_WORLD_SIZE", "4"}}}), 2,
-               {"--tp", "4"});
+  expect_error(conclave({"run", model, "hi", "--tp", "99"}), 2, {"--tp 99", "query heads"});
+  expect_error(conclave({"run", model, "hi", "--pp", "2", "--dp", "2"}), 2, {"--pp 2", "--dp 2"});
+  expect_error(conclave({"run", model, "hi", "--ranks", "processes"}), 2, {"--ranks", "mpirun"});
+  expect_error(run_process(CONCLAVE_BINARY, {.arguments = {"run", model}, .environment = {{"TP_WORLD_SIZE", "77"}}}), 2,
+               {"--tp", "77"});
   expect_error(conclave({"run", model, "--lora-modules", "{\"a\":\"b\"}"}), 2, {"--lora-modules", "LoRA"});
   expect_error(conclave({"run", model, "--is-embedding-model"}), 2, {"--is-embedding-model"});
   expect_error(conclave({"run", model, "--num-beams", "4"}), 2, {"--num-beams", "4"});

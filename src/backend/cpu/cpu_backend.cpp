@@ -123,7 +123,11 @@ void CpuBackend::for_tasks(int64_t count, int64_t elements, FunctionRef<void(int
 
 void CpuBackend::do_embed(Tensor out, const Weight& table, Tensor ids) {
   for_rows(out.dim[0], out.dim[1], [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) unpack_row(table, ids.as<int32_t>()[t], out.row<float>(t));
+    for (int64_t t = begin; t < end; ++t) {
+      const int32_t id = ids.as<int32_t>()[t];
+      if (id >= 0) unpack_row(table, id, out.row<float>(t));
+      else std::memset(out.row<float>(t), 0, static_cast<size_t>(out.dim[1]) * sizeof(float));
+    }
   });
 }
 

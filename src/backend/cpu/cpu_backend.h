@@ -51,7 +51,7 @@ class CpuBackend final : public Backend {
   void do_add_rms_norm(Tensor out, Tensor residual, Tensor delta, Tensor gain, float eps) override;
   void do_add(Tensor residual, Tensor delta) override;
   void do_gather_rows(Tensor out, Tensor x, std::span<const int32_t> index) override;
-  void do_linear(std::span<const Linear> jobs, Tensor x) override;
+  void do_linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) override;
   void do_rope(Tensor x, const RopeAngles& angles, RopePairs pairs) override;
   void do_store_kv(const KvLayer& kv, Tensor k, Tensor v, const BatchView& batch) override;
   void do_attention(Tensor out, Tensor q, const KvLayer& kv, const BatchView& batch, const GqaSpec& spec) override;
@@ -59,7 +59,8 @@ class CpuBackend final : public Backend {
   void do_mla_attention(Tensor out, Tensor q, const KvLayer& kv, const BatchView& batch, const MlaSpec& spec,
                         const MlaUpWeights& up) override;
   void do_route(const Routing& out, Tensor logits, Tensor selection_bias, const RouterSpec& spec) override;
-  void do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) override;
+  void do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared,
+              const InnerMax* inner_max) override;
 
  private:
   struct LinearScratch;
@@ -77,7 +78,10 @@ class CpuBackend final : public Backend {
   /// A packed weight whose activations this processor's kernels can round, or keeps floating.
   Weight as_offered(Weight weight) const;
   void gate_up(FfnCall& call);
-  void quantise_inner(FfnCall& call);
+  void agree_on_inner(FfnCall& call, const InnerMax& inner_max);
+  void quantise_inner(FfnCall& call, bool agreed);
+  /// k_.quantise(), or with the magnitude of a longer row where `row_max` is given; q is zero-filled to a multiple of 4.
+  float quantise(const float* x, int64_t n, int8_t* q, const float* row_max) const;
   void down(FfnCall& call, Tensor out);
   void attend_paged(const PagedAttention& call, AttentionScratch& scratch);
   void attend_item(const PagedAttention& call, AttentionScratch& scratch, int64_t task, int worker);

@@ -77,7 +77,13 @@ struct CpuBackend::LinearScratch {
   }
 };
 
-void CpuBackend::do_linear(std::span<const Linear> jobs, Tensor x) {
+float CpuBackend::quantise(const float* x, int64_t n, int8_t* q, const float* row_max) const {
+  if (!row_max) return k_.quantise(x, n, q);
+  std::fill(q + n, q + round4(n), int8_t{0});
+  return quantise_row_int8(x, n, q, *row_max);
+}
+
+void CpuBackend::do_linear(std::span<const Linear> jobs, Tensor x, Tensor row_max) {
   const int64_t rows = x.dim[0], depth = x.dim[1], depth4 = round4(depth);
   Scratch scratch(block_);
   const LinearScratch w(scratch, k_, rows, depth, pool_.size());
@@ -100,7 +106,7 @@ void CpuBackend::do_linear(std::span<const Linear> jobs, Tensor x) {
     const int8_t* quantised[kMaxTileRows];
     for (int r = 0; r < block.rows; ++r) {
       int8_t* q = w.q + (worker * kMaxTileRows + r) * depth4;
-      w.scale[block.first + r] = k_.quantise(from[r], depth, q);
+      w.scale[block.first + r] = quantise(from[r], depth, q, row_max.empty() ? nullptr : row_max.as<float>() + block.first + r);
       quantised[r] = q;
     }
     block.x = dst;
@@ -176,6 +182,7 @@ struct CpuBackend::FfnCall {
   FfnScratch w;
   Tensor x;
   int64_t groups = 0, blocks = 0, tasks = 0;
+  int64_t routed = 0;  // slots before those of the shared expert
   bool quantised_x = false, quantised_inner = false;
 
   /// The group that owns a block or a gate_up task.
@@ -207,26 +214,31 @@ struct CpuBackend::FfnCall {
     const int64_t rows = x.dim[0], top_k = routing.expert.empty() ? 0 : routing.expert.dim[1];
     std::fill(w.starts, w.starts + experts.size() + 1, 0);
     for (int64_t t = 0; t < rows; ++t)
-      for (int64_t c = 0; c < top_k; ++c) ++w.starts[routing.expert.row<int32_t>(t)[c] + 1];
+      for (int64_t c = 0; c < top_k; ++c)
+        if (const int32_t e = routing.expert.row<int32_t>(t)[c]; e >= 0) ++w.starts[e + 1];
     for (size_t e = 0; e < experts.size(); ++e) w.starts[e + 1] += w.starts[e];
+    routed = w.starts[experts.size()];
     for (size_t e = 0; e < experts.size() && top_k > 0; ++e)
       if (w.starts[e + 1] > w.starts[e]) add_group(k, experts[e], w.starts[e], w.starts[e + 1] - w.starts[e]);
     for (int64_t t = 0; t < rows; ++t)
       for (int64_t c = 0; c < top_k; ++c) {
-        const int32_t slot = w.starts[routing.expert.row<int32_t>(t)[c]]++;
+        const int32_t e = routing.expert.row<int32_t>(t)[c];
+        if (e < 0) continue;
+        const int32_t slot = w.starts[e]++;
         w.slot_token[slot] = static_cast<int32_t>(t);
         w.slot_weight[slot] = routing.weight.row<float>(t)[c];
       }
     if (!shared) return;
     for (int64_t t = 0; t < rows; ++t) {
-      w.slot_token[rows * top_k + t] = static_cast<int32_t>(t);
-      w.slot_weight[rows * top_k + t] = 1.0f;
+      w.slot_token[routed + t] = static_cast<int32_t>(t);
+      w.slot_weight[routed + t] = 1.0f;
     }
-    add_group(k, *shared, rows * top_k, rows);
+    add_group(k, *shared, routed, rows);
   }
 };
 
-void CpuBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared) {
+void CpuBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<const SwiGluWeights> experts, const SwiGluWeights* shared,
+                        const InnerMax* inner_max) {
   const int64_t rows = x.dim[0], depth = x.dim[1], depth4 = round4(depth);
   const int64_t top_k = routing.expert.empty() ? 0 : routing.expert.dim[1];
   int64_t expert_inner = 0;
@@ -240,7 +252,7 @@ void CpuBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<
     for_rows(rows, depth, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) w.token_scale[t] = k_.quantise(x.row<float>(t), depth, w.token_q + t * depth4);
     });
-  const int64_t slots = rows * (top_k + (shared ? 1 : 0));
+  const int64_t slots = call.routed + (shared ? rows : 0);
   for_tasks(call.blocks, rows > 1 ? slots * depth : 0, [&](int64_t b, int) {
     RowBlock& block = w.blocks[b];
     std::byte* dst = w.x + block.first * depth * static_cast<int64_t>(sizeof(float)) + block.first * 4;
@@ -261,7 +273,8 @@ void CpuBackend::do_ffn(Tensor out, Tensor x, const Routing& routing, std::span<
     k_.pack_int8(dst, from, block.rows, depth4);
   });
   gate_up(call);
-  if (call.quantised_inner) quantise_inner(call);
+  if (inner_max) agree_on_inner(call, *inner_max);
+  if (call.quantised_inner) quantise_inner(call, inner_max != nullptr);
   down(call, out);
 }
 
@@ -306,7 +319,28 @@ void CpuBackend::gate_up(FfnCall& call) {
   }
 }
 
-void CpuBackend::quantise_inner(FfnCall& call) {
+/// Leaves the largest magnitudes in slot_scale, where quantise_inner replaces them by scales.
+void CpuBackend::agree_on_inner(FfnCall& call, const InnerMax& inner_max) {
+  const FfnScratch& w = call.w;
+  int64_t slots = 0, shared = 0;
+  for (int64_t i = 0; i < call.groups; ++i) {
+    const Group& g = w.groups[i];
+    slots += g.rows;
+    if (g.first_slot >= call.routed) shared += g.rows;
+    if (input_of(g.down_kind) != Input::int8) {
+      std::fill(w.slot_scale + g.first_slot, w.slot_scale + g.first_slot + g.rows, 0.0f);
+      continue;
+    }
+    const float* inner = w.inner + g.inner_offset;
+    for_rows(g.rows, g.inner, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) w.slot_scale[g.first_slot + r] = largest_magnitude(inner + r * g.inner, g.inner);
+    });
+  }
+  const auto routed = static_cast<size_t>(slots - shared);
+  inner_max({w.slot_scale, routed}, {w.slot_scale + routed, static_cast<size_t>(shared)});
+}
+
+void CpuBackend::quantise_inner(FfnCall& call, bool agreed) {
   const FfnScratch& w = call.w;
   int64_t elements = 0;
   for (int64_t i = 0; i < call.groups; ++i) elements += w.groups[i].rows * w.groups[i].inner;
@@ -318,7 +352,9 @@ void CpuBackend::quantise_inner(FfnCall& call) {
     const int8_t* quantised[kMaxTileRows];
     for (int r = 0; r < block.rows; ++r) {
       int8_t* q = w.q + (worker * kMaxTileRows + r) * inner4;
-      w.slot_scale[block.first + r] = k_.quantise(static_cast<const float*>(block.x) + r * g.inner, g.inner, q);
+      float& scale = w.slot_scale[block.first + r];
+      const float whole = scale;
+      scale = quantise(static_cast<const float*>(block.x) + r * g.inner, g.inner, q, agreed ? &whole : nullptr);
       quantised[r] = q;
     }
     std::byte* dst = w.inner_q + g.inner_q_offset + (block.first - g.first_slot) * packed_int8(g.inner);
