@@ -345,6 +345,8 @@ void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
   end_stage("schedule", plan);
   note_start(plan, begin);
   const Tensor logits = runner->run(plan, observer.tap);
+  const auto computed = Clock::now();
+  totals.forward_ms += ms_between(begin, computed);
   end_stage("forward", plan);
   if (observer.logits) observer.logits(plan, logits);
   ++totals.steps;
@@ -352,6 +354,7 @@ void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
   auto prompt_scores = score_prompts(plan);
   std::vector<Draw> draws;
   for (Outcome& o : outcomes) draws.push_back(std::move(o.draw));
+  totals.sample_ms += ms_between(computed, Clock::now());
   end_stage("sample", plan);
   std::vector<Delta> committed = scheduler->commit(plan, draws);
   size_t next_outcome = 0, next_delta = 0;
@@ -372,12 +375,15 @@ void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
 
 std::vector<Delta> Engine::step(double budget_ms) {
   State& s = *state_;
-  s.stage_begin = Clock::now();
-  s.end_overdue(s.stage_begin);
+  const auto begin = s.stage_begin = Clock::now();
+  const double computing = s.totals.forward_ms + s.totals.sample_ms;
+  s.end_overdue(begin);
   std::vector<Delta> deltas = s.scheduler->take_ended();
   const StepPlan plan = s.scheduler->plan(budget_ms > 0 ? s.cost.rows_for(budget_ms, s.scheduler->num_generating()) : 0);
   if (!plan.chunks.empty()) s.run(plan, deltas);
-  s.note(deltas, Clock::now());
+  const auto end = Clock::now();
+  s.note(deltas, end);
+  s.totals.schedule_ms += ms_between(begin, end) - (s.totals.forward_ms + s.totals.sample_ms - computing);
   return deltas;
 }
 

@@ -76,7 +76,7 @@ TEST(Keys, TokensPerDayRunOut) {
   keys.parse(std::string("alice ") + kSecret + " tokens_per_day=1000", "keys");
   const auto now = KeyStore::Clock::now();
   EXPECT_EQ(keys.take(1, now), 0);
-  keys.charge(1, 1500, now);
+  keys.settle(1, 0, 1500, now);
   EXPECT_GT(keys.take(1, now), 500.0 / 1000 * 86'400'000 - 1);
   EXPECT_EQ(keys.take(1, now + 13h), 0);
 }
