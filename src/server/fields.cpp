@@ -168,10 +168,11 @@ Json FieldTable::schema(const Params& defaults) const {
     if (field.effect == FieldEffect::refused) help = "not supported: " + help;
     s["description"] = help;
     if (field.type == FieldType::integer || field.type == FieldType::number) {
-      s[field.range.above_low ? "exclusiveMinimum" : "minimum"] = field.range.low;
-      s[field.range.below_high ? "exclusiveMaximum" : "maximum"] = field.range.high;
+      s["minimum"] = field.range.low, s["maximum"] = field.range.high;
+      if (field.range.above_low) s["exclusiveMinimum"] = true;
+      if (field.range.below_high) s["exclusiveMaximum"] = true;
     }
-    if (field.type == FieldType::text) s["maxLength"] = field.range.high;
+    if (field.type == FieldType::text) s["maxLength"] = static_cast<size_t>(field.range.high);
     if (field.get) {
       const Json value = field.get(defaults);
       if (!value.is_null()) s["default"] = value;

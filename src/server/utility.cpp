@@ -76,7 +76,7 @@ const FieldTable& tokenize_fields() {
        json_field("messages", FieldType::list, &Params::messages, "a dialogue instead of a text"),
        boolean_field("add_special_tokens", member(&Params::add_special_tokens), "put the model's begin token first"),
        boolean_field("add_special", member(&Params::add_special_tokens), "llama.cpp's name of add_special_tokens"),
-       boolean_field("parse_special", member(&Params::parse_special), "read control tokens that are written in the text"),
+       boolean_field("parse_special", member(&Params::parse_special), "read control tokens that are written in the text, which prompts of generating endpoints never do"),
        boolean_field("with_pieces", member(&Params::with_pieces), "give each token's text too (llama.cpp)"),
        boolean_field("return_token_strs", member(&Params::details), "give each token's text in token_strs (vLLM)"),
        boolean_field("add_generation_prompt", member(&Params::add_generation_prompt), "of a dialogue"),
@@ -98,6 +98,7 @@ const FieldTable& detokenize_fields() {
 Params tokenizer_defaults(const ServedModel&) {
   Params p;
   p.skip_special_tokens = false;
+  p.parse_special = true;  // as vLLM, llama.cpp and TGI do; prompts of generating endpoints never are
   return p;
 }
 
