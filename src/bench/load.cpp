@@ -105,7 +105,7 @@ LoadSample exchange(HttpClient& client, const LoadTarget& target, const LoadRequ
   try {
     HttpClient::Headers headers;
     if (!target.api_key.empty()) headers.emplace_back("Authorization", "Bearer " + target.api_key);
-    const HttpResponse response =
+    const HttpAnswer response =
         client.stream("/v1/completions", body_of(target, request), [&](std::string_view data) { return reader.take(data); }, headers);
     if (response.status != 200) {
       const Json json = Json::parse(response.body, nullptr, false);

@@ -176,7 +176,7 @@ class BenchServeCommand : public Command {
     HttpClient client(target.url, target.timeout_s);
     HttpClient::Headers headers;
     if (!o_.api_key.empty()) headers.emplace_back("Authorization", "Bearer " + o_.api_key);
-    const HttpResponse response = client.get(path, headers);
+    const HttpAnswer response = client.get(path, headers);
     Json json = response.status == 200 ? Json::parse(response.body, nullptr, false) : Json::object();
     return json.is_object() ? json : Json::object();
   }
