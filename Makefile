@@ -10,7 +10,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure --no-tests=error -j2
 
-.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-openai test-clients check bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-threads test-fuzz test-vectors test-openai test-clients check bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -53,6 +53,17 @@ test-sanitized-all:
 	$(SANITIZED)
 	cmake --build build-sanitized --target sanitized_tests
 	cd build-sanitized && $(CTEST) -L 'parsers|sanitized'
+
+# Everything with threads of its own under ThreadSanitizer.
+THREADED = service_test server_test server_units_test client_test
+test-threads:
+	@tools/setup/packages.sh test
+	cmake -G Ninja -S . -B build-threads -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_TESTS=ON -DCONCLAVE_SANITIZE_THREADS=ON
+	cmake --build build-threads --target $(THREADED)
+	build-threads/tests/engine/service_test
+	build-threads/tests/client/client_test
+	build-threads/tests/server/server_units_test
+	build-threads/tests/server/server_test
 
 test-fuzz: test-sanitized
 	python3 tools/run_fuzzers.py build-sanitized/fuzz fuzz/corpus --seconds $(FUZZ_SECONDS)
