@@ -1,8 +1,8 @@
 # make run                                   build and answer a question with the demo model
 # make run MODEL=<folder> PROMPT="..."       the same for any local checkpoint
 # make build                                 the program: build/conclave
-# make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run
-# make test-clients                          the official openai client against `conclave serve` (installs Python packages into .venv-clients)
+# make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run, the openai client
+# make test-clients                          clients as they are on PyPI against `conclave serve` (installs them into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
 # make comm-bench                            latency of collectives: threads against MPI
 MODEL ?= models/demo-mixtral
@@ -11,7 +11,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure --no-tests=error -j2
 
-.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-clients check bench comm-bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-threads test-fuzz test-vectors test-openai test-clients check bench comm-bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -25,7 +25,7 @@ build:
 	@[ -f build/build.ninja ] || cmake -G Ninja -S . -B build -DCMAKE_BUILD_TYPE=Release
 	@cmake --build build --target conclave
 
-test: check test-unit test-sanitized test-fuzz test-vectors
+test: check test-unit test-sanitized test-fuzz test-vectors test-openai
 
 # Rules of the source tree that a script can see.
 check:
@@ -55,6 +55,17 @@ test-sanitized-all:
 	cmake --build build-sanitized --target sanitized_tests
 	cd build-sanitized && $(CTEST) -L 'parsers|sanitized'
 
+# Everything with threads of its own under ThreadSanitizer.
+THREADED = service_test server_test server_units_test client_test
+test-threads:
+	@tools/setup/packages.sh test
+	cmake -G Ninja -S . -B build-threads -DCMAKE_BUILD_TYPE=Release -DCONCLAVE_TESTS=ON -DCONCLAVE_SANITIZE_THREADS=ON
+	cmake --build build-threads --target $(THREADED)
+	build-threads/tests/engine/service_test
+	build-threads/tests/client/client_test
+	build-threads/tests/server/server_units_test
+	build-threads/tests/server/server_test
+
 test-fuzz: test-sanitized
 	python3 tools/run_fuzzers.py build-sanitized/fuzz fuzz/corpus --seconds $(FUZZ_SECONDS)
 
@@ -63,11 +74,24 @@ test-vectors: test-unit
 	@if [ -f ../shared/tools/check_text.py ]; then python3 ../shared/tools/check_text.py build/conclave ../shared/golden ../shared/tokenizers; \
 	else echo "test-vectors: skipped, no folder of additional vectors beside the project"; fi
 
-# The official client against the program itself; needs Python packages, which it puts into .venv-clients.
-test-clients: build
+# Clients as they come from PyPI. A stamp per requirements file: installed again only when it changes. Without PyPI these targets fail.
+.venv-clients/%.stamp: tests/clients/%.txt
 	@[ -x .venv-clients/bin/python ] || python3 -m venv .venv-clients
-	.venv-clients/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
-	.venv-clients/bin/python tests/clients/openai_client.py build/conclave models/demo-mixtral
+	.venv-clients/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+CLIENT = .venv-clients/bin/python tests/clients
+
+# The official openai client: part of `make test`.
+test-openai: build .venv-clients/openai.stamp
+	$(CLIENT)/openai_client.py build/conclave models/demo-mixtral
+
+# All of them against the program itself.
+test-clients: test-openai .venv-clients/others.stamp
+	$(CLIENT)/curl_client.py build/conclave models/demo-mixtral
+	$(CLIENT)/hub_client.py build/conclave models/demo-mixtral
+	$(CLIENT)/lm_eval_client.py build/conclave tests/data/golden tests/data/clients/lm_eval.json
+	$(CLIENT)/schema_client.py build/conclave models/demo-mixtral
 
 bench:
 	@tools/setup/packages.sh bench

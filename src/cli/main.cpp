@@ -26,6 +26,7 @@ std::span<const CommandEntry> commands() {
       {"template", "render a chat template", make_template},
       {"inspect", "show what a model is, its parameters and the memory it needs", make_inspect},
       {"bench", "measure speed against this machine's limits", make_bench},
+      {"bench serve", "measure a running server under load", make_bench_serve},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
       {"split", "cut a model folder for a fixed number of ranks, or join it again", make_split},
@@ -73,7 +74,7 @@ std::string general_help() {
       "Conclave runs mixture-of-experts language models from Hugging Face folders.\n\nusage: conclave COMMAND "
       "[options]\n\ncommands:\n";
   for (const CommandEntry& entry : commands()) {
-    if (!entry.hidden) text += fmt::format("  {:<12}{}\n", entry.name, entry.summary);
+    if (!entry.hidden) text += fmt::format("  {:<13}{}\n", entry.name, entry.summary);
   }
   return text +
          "\n`conclave COMMAND --help` explains a command.\n\nexample:\n  conclave run models/demo-mixtral \"Who has "
@@ -119,16 +120,24 @@ int run_command(const CommandEntry& entry, std::vector<std::string> arguments, O
 
 int dispatch(std::vector<std::string> arguments, Output& out) {
   if (arguments.empty()) { throw Error(Error::Kind::bad_input, "no command given; `conclave --help` lists them"); }
-  const std::string name = arguments.front();
+  std::string name = arguments.front();
   arguments.erase(arguments.begin());
   if (name == "--help" || name == "-h" || name == "help") {
-    if (name == "help" && !arguments.empty()) return dispatch({arguments.front(), "--help"}, out);
+    if (name == "help" && !arguments.empty()) {
+      arguments.push_back("--help");
+      return dispatch(std::move(arguments), out);
+    }
     out.write(general_help());
     return 0;
   }
   if (name == "--version" || name == "-V") {
     out.line("conclave " CONCLAVE_VERSION);
     return 0;
+  }
+  for (const CommandEntry& entry : commands()) {  // "bench serve"
+    if (arguments.empty() || entry.name != name + " " + arguments.front()) continue;
+    name = entry.name;
+    arguments.erase(arguments.begin());
   }
   std::vector<std::string> names;
   for (const CommandEntry& entry : commands()) {

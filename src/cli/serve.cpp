@@ -1,8 +1,10 @@
 // conclave serve: a model behind the OpenAI interface and others.
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
 
 #include "cli/command.h"
 #include "cli/import_config.h"
@@ -12,22 +14,36 @@
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "core/error.h"
+#include "server/probe.h"
 #include "server/server.h"
+#include "text/number_tokenizer.h"
 
 namespace conclave {
 namespace {
 namespace fs = std::filesystem;
 
+constexpr int kOtherDescriptors = 64;  ///< files besides the connections
+
+/// Raises the number of open files to what this process may have; returns it.
+int allow_descriptors() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_cur, 1 << 30));
+}
+
 struct ServeOptions {
   std::string host = "127.0.0.1", management_host, metrics_host, key_file, tls_certificate, tls_key, tls_client_ca,
-              profile = "conclave", import_config;
+              profile = "conclave", import_config, tokenizer;
   int port = 8080, management_port = -1, metrics_port = -1, max_batch_size = 16, max_context = 0, max_queued = 1024,
       io_threads = 2, drain_seconds = 90;
   int64_t cache_tokens = 0, max_queued_tokens = 4 << 20;
   float step_budget_ms = 0;
   int max_body_mib = 4, max_connections = 12'000, max_connections_per_address = 256;
   std::vector<std::string> names, allowed_hosts;
-  bool insecure = false, strict_fields = false;
+  bool insecure = false, strict_fields = false, share_generated = false;
 };
 
 void declare_network_options(OptionTable& table, ServeOptions& o) {
@@ -64,6 +80,10 @@ void declare_serving_options(OptionTable& table, ServeOptions& o) {
   table.group("Serving");
   table.add("served-model-name", &o.names, "name of the model in requests instead of the folder's; may be repeated")
       .placeholder("NAME");
+  table
+      .add("tokenizer", &o.tokenizer,
+           "take tokenizer and chat template from this folder; random weights without one speak of token ids as numbers")
+      .placeholder("DIR");
   table.add("max-context", &o.max_context, "longest prompt and answer together; 0 is the model's own limit")
       .placeholder("N")
       .range(0, 1 << 30);
@@ -80,6 +100,8 @@ void declare_serving_options(OptionTable& table, ServeOptions& o) {
   table.add("step-budget-ms", &o.step_budget_ms, "aimed length of a step while answers stream; 0 is no aim")
       .placeholder("MS")
       .range(0, 60'000);
+  table.add("share-generated", &o.share_generated,
+            "let answers in the cache serve later prompts with MLA too, which may change the lowest bits of their results");
   table
       .add("profile", &o.profile,
            "reference: the reference stack's ports (1025, management 1026, metrics 1027), its metric names and its line at the "
@@ -127,6 +149,10 @@ class ServeCommand : public Command {
       console.log.warning(fmt::format("{}: {} has no effect here", serve_.import_config, key));
     RankJob job(parallel_, model_options_);
     if (job.follows()) return job.follow(open_model(model_options_, console.log)), 0;
+    const int descriptors = allow_descriptors();
+    if (descriptors < serve_.max_connections + kOtherDescriptors)
+      console.log.warning(fmt::format("this process may open {} files, fewer than {} connections need; raise the limit (ulimit -Hn) or lower "
+                                      "--max-connections", descriptors, serve_.max_connections));
     Server server(setup(), console.log);
     server.handle_signals();
     for (size_t i = 0; i < server.ports().size(); ++i)
@@ -176,11 +202,12 @@ class ServeCommand : public Command {
 
   std::shared_ptr<const ServedModel> load(Server& server, RankJob& job, Console& console) {
     server.app().note_progress("opening", 0, 0);
-    const ModelFiles files = open_model(model_options_, console.log);
+    ModelFiles files = open_model(model_options_, console.log);
     auto served = std::make_shared<ServedModel>();
+    name_model(*served, files);
+    if (!serve_.tokenizer.empty()) files.folder = serve_.tokenizer;
     served->tokenizer = open_tokenizer(files);
-    if (!served->tokenizer)
-      throw Error(Error::Kind::bad_model, "the model has no tokenizer, which serving needs; add tokenizer.json to its folder");
+    if (!served->tokenizer) served->tokenizer = number_tokenizer(files.spec.vocab_size);
     describe(*served, files, console.log);
     const EngineOptions options = batch_options(files, job.layout());
     Progress progress("loading", console.log);
@@ -198,14 +225,28 @@ class ServeCommand : public Command {
                                                    ServiceOptions{.max_queued_requests = serve_.max_queued,
                                                                   .max_queued_tokens = serve_.max_queued_tokens,
                                                                   .step_budget_ms = static_cast<double>(serve_.step_budget_ms)});
+    server.app().note_progress("warming", 1, 1);
+    warm_up(*served);
     return served;
   }
 
-  void describe(ServedModel& served, const ModelFiles& files, const Log& log) const {
+  /// Ready means that a step has run.
+  static void warm_up(const ServedModel& served) {
+    constexpr double kLongest = 600'000;
+    auto answered = std::make_shared<std::promise<bool>>();
+    probe_engine(served, kLongest, [answered](bool good) { answered->set_value(good); });
+    if (!answered->get_future().get())
+      throw Error(Error::Kind::bad_model, "the first step gave no token: the weights hold NaN or infinity; check them with --verify=full");
+  }
+
+  void name_model(ServedModel& served, const ModelFiles& files) const {
     fs::path folder = fs::absolute(files.folder.empty() ? fs::path(model_options_.model) : files.folder).lexically_normal();
     if (!folder.has_filename()) folder = folder.parent_path();
     served.id = serve_.names.empty() ? folder.filename().string() : serve_.names.front();
     if (serve_.names.size() > 1) served.aliases.assign(serve_.names.begin() + 1, serve_.names.end());
+  }
+
+  void describe(ServedModel& served, const ModelFiles& files, const Log& log) const {
     served.family = files.spec.family;
     served.dtype = std::string(name_of(files.spec.dtype));
     served.vocab_size = files.spec.vocab_size;
@@ -213,6 +254,7 @@ class ServeCommand : public Command {
     served.created =
         std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
     served.eos_ids = eos_ids_of(files, served.tokenizer.get());
+    if (files.folder.empty()) return;  // a published shape: no files, no text
     const GenerationDefaults d = read_generation_config(files.folder);
     served.defaults = {.temperature = d.temperature,
                        .top_p = d.top_p,
@@ -238,6 +280,7 @@ class ServeCommand : public Command {
     if (model_options_.max_position_embeddings > 0)
       o.max_context = std::min(o.max_context, model_options_.max_position_embeddings);
     o.cache_tokens = serve_.cache_tokens;
+    o.share_generated = serve_.share_generated;
     if (o.cache_tokens > 0 || o.kv_mode == KvMode::contiguous) return o;
     const int64_t full = int64_t{o.max_sequences} * ((o.max_context + o.block_size - 1) / o.block_size) * o.block_size;
     o.cache_tokens = full;

@@ -316,12 +316,15 @@ void Engine::State::run(std::span<const StepPlan> plans, std::vector<Delta>& del
   end_stage("schedule", first);
   for (const StepPlan& plan : plans) note_start(plan, begin);
   const Tensor logits = team->run(plans, observer.tap);
+  const auto computed = Clock::now();
+  totals.forward_ms += ms_between(begin, computed);
   end_stage("forward", first);
   if (observer.logits) observer.logits(first, logits);
   ++totals.steps;
   std::vector<Outcome> outcomes = draw_tokens(plans, logits);
   PromptScores scores;
   for (size_t group = 0; group < plans.size(); ++group) score_prompts(plans[group], group, scores);
+  totals.sample_ms += ms_between(computed, Clock::now());
   end_stage("sample", first);
   std::span<Outcome> rest(outcomes);
   int generating = 0, rows = 0;
@@ -356,8 +359,9 @@ void Engine::State::commit(const StepPlan& plan, size_t group, std::span<Outcome
 
 std::vector<Delta> Engine::step(double budget_ms) {
   State& s = *state_;
-  s.stage_begin = Clock::now();
-  s.end_overdue(s.stage_begin);
+  const auto begin = s.stage_begin = Clock::now();
+  const double computing = s.totals.forward_ms + s.totals.sample_ms;
+  s.end_overdue(begin);
   std::vector<Delta> deltas;
   std::vector<StepPlan> plans;
   bool any = false;
@@ -367,7 +371,9 @@ std::vector<Delta> Engine::step(double budget_ms) {
     any = any || !plans.back().chunks.empty();
   }
   if (any) s.run(plans, deltas);
-  s.note(deltas, Clock::now());
+  const auto end = Clock::now();
+  s.note(deltas, end);
+  s.totals.schedule_ms += ms_between(begin, end) - (s.totals.forward_ms + s.totals.sample_ms - computing);
   return deltas;
 }
 

@@ -67,6 +67,7 @@ struct EngineLoad {
   int64_t waiting_tokens = 0;  ///< prompt tokens of waiting requests
   int total_blocks = 0, free_blocks = 0;
   uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, cached_tokens = 0, preemptions = 0;
+  double schedule_ms = 0, forward_ms = 0, sample_ms = 0;  ///< of all steps: planning and bookkeeping, the model, choosing tokens
 };
 
 /// What a caller may see of every step(); empty functions cost nothing. They run on the caller's thread, and what they are given lives

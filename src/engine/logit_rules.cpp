@@ -43,6 +43,13 @@ void ban_words(std::span<float> scores, const std::vector<std::vector<int32_t>>&
   }
 }
 
+/// Penalties near 0 or with huge powers overflow: beyond kLargest counts as kLargest, and infinity less infinity as banned. Samplers need
+/// one finite score at least, and an order of all.
+void bound(std::span<float> scores) {
+  constexpr float kLargest = 1e30f;
+  for (float& score : scores) score = std::isnan(score) ? kBanned : std::min(score, kLargest);
+}
+
 }  // namespace
 
 bool LogitRules::active(const Sampling& s, const TokenHistory& history) {
@@ -54,6 +61,7 @@ void LogitRules::apply(std::span<float> scores, const Sampling& s, const TokenHi
   for (const auto& [id, bias] : s.logit_bias) scores[static_cast<size_t>(id)] += bias;
   penalise(scores, s, history);
   if (s.dry.multiplier != 0.0f) penalise_repetition(scores, s.dry, history.tokens);
+  if (s.repetition_penalty != 1.0f || s.dry.multiplier != 0.0f) bound(scores);
   ban_words(scores, s.bad_words, history.tokens);
   if (must_go_on(s, history)) {
     ban_ids(scores, history.eos_ids);

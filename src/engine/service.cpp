@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -66,6 +68,7 @@ struct Service::State {
   std::vector<Command> commands;  ///< the engine thread's own
   std::unordered_map<RequestId, Sink> sinks;
   bool stalled = false;  ///< the last step had nothing that may run
+  double deliver_ms = 0;  ///< taking commands and handing deltas over
 
   std::thread thread;
 
@@ -143,12 +146,16 @@ void Service::State::obey(Command& command) {
 void Service::State::run() {
   try {
     while (take_commands()) {
+      const auto begin = Clock::now();
       for (Command& command : commands) obey(command);
+      deliver_ms += ms_since(begin);
       const uint64_t steps = engine->load().steps;
       std::vector<Delta> deltas = engine->step(options.step_budget_ms);
       stalled = deltas.empty() && engine->load().steps == steps;
       publish();
+      const auto end = Clock::now();
       deliver(std::move(deltas));
+      deliver_ms += ms_since(end);
     }
     stop();
   } catch (const std::exception& e) {
@@ -190,6 +197,8 @@ void Service::State::publish() {
   status.cached_tokens = status.prefix_hits = load.cached_tokens;
   status.generated_tokens = load.generated_tokens;
   status.preemptions = load.preemptions;
+  status.schedule_ms = load.schedule_ms, status.forward_ms = load.forward_ms, status.sample_ms = load.sample_ms;
+  status.deliver_ms = deliver_ms;
   last_step = Clock::now();
 }
 
@@ -237,6 +246,7 @@ void Service::State::stop() {
 Service::Service(std::unique_ptr<Engine> engine, const ServiceOptions& options)
     : state_(std::make_unique<State>(std::move(engine), options)) {
   state_->thread = std::thread([state = state_.get()] { state->run(); });
+  pthread_setname_np(state_->thread.native_handle(), "engine");
 }
 
 Service::~Service() {

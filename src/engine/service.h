@@ -35,6 +35,7 @@ struct ServiceStatus {
   double last_step_age_ms = 0;          ///< since a step ended; small while idle (an idle engine is not stuck)
   uint64_t prompt_tokens = 0, generated_tokens = 0, cached_tokens = 0, preemptions = 0;
   uint64_t prefix_queries = 0, prefix_hits = 0;  ///< in tokens
+  double schedule_ms = 0, forward_ms = 0, sample_ms = 0, deliver_ms = 0;  ///< of all steps: planning, the model, choosing, handing over
   std::string failure;                  ///< what stopped a failed engine
 };
 

@@ -90,7 +90,8 @@ std::string random_hex(size_t digits) {
 uint64_t random_seed() { return std::stoull(random_hex(15), nullptr, 16); }
 
 App::App(ServerOptions options, const Log& log)
-    : options_(std::move(options)), log_(log), routes_(make_routes(options_)), keys_(), began_(Clock::now()) {
+    : options_(std::move(options)), log_(log), routes_(make_routes(options_)), keys_(),
+      watch_(std::make_shared<EngineWatch>(options_.limits.probe_idle_ms)), began_(Clock::now()) {
   handlers_.admit = [this](HttpRequest& head) { return admit(head); };
   handlers_.handle = [this](HttpRequest&& request, std::shared_ptr<Exchange> exchange) {
     handle(std::move(request), std::move(exchange));
@@ -144,8 +145,8 @@ void App::check_access(const Route& route, HttpRequest& head) {
   const KeyLimits limits = keys_.limits(head.key);
   if (route.access == Access::admin && !limits.admin) throw ApiError(ApiCode::key_limit, "this key may not manage the server");
   if (const double wait = keys_.take(head.key); wait > 0) {
-    ApiError error(ApiCode::slow_down,
-                   fmt::format("the key's {} requests per minute are used up; wait", limits.requests_per_minute));
+    ApiError error(ApiCode::slow_down, fmt::format("the key's {} requests per minute or {} tokens per day are used up; wait",
+                                                   limits.requests_per_minute, limits.tokens_per_day));
     error.retry_after_ms = wait;
     throw error;
   }
@@ -254,6 +255,7 @@ void App::watch_load(std::shared_ptr<Exchange> exchange) {
 }
 
 void App::tick() {
+  if (state() == ServerState::ready) watch_->look(*model());
   const std::string text = event(progress_json(progress()));
   const bool over = state() != ServerState::starting;
   std::vector<std::shared_ptr<Exchange>> watchers;

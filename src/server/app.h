@@ -14,6 +14,7 @@
 #include "server/keys.h"
 #include "server/limits.h"
 #include "server/metrics.h"
+#include "server/probe.h"
 #include "server/route.h"
 
 namespace conclave {
@@ -48,7 +49,7 @@ class App {
   void note_progress(const std::string& stage, size_t done, size_t total);
   /// From now on requests are served.
   void publish(std::shared_ptr<const ServedModel> model);
-  /// Tells those who watch the loading; to be called a few times a second.
+  /// Tells those who watch the loading, and looks after the engine; to be called a few times a second.
   void tick();
   /// From now on new work is refused; health says so.
   void start_draining();
@@ -65,6 +66,7 @@ class App {
   const std::vector<Route>& routes() const { return routes_; }
   Metrics& metrics() { return metrics_; }
   KeyStore& keys() { return keys_; }
+  EngineWatch& watch() const { return *watch_; }
   const Log& log() const { return log_; }
   /// Generations under way.
   int generations() const;
@@ -93,6 +95,7 @@ class App {
   std::vector<Route> routes_;
   Metrics metrics_;
   KeyStore keys_;
+  std::shared_ptr<EngineWatch> watch_;
   std::atomic<bool> draining_{false};
   mutable std::mutex mutex_;  // guards what follows
   std::shared_ptr<const ServedModel> model_;

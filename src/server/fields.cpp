@@ -168,10 +168,11 @@ Json FieldTable::schema(const Params& defaults) const {
     if (field.effect == FieldEffect::refused) help = "not supported: " + help;
     s["description"] = help;
     if (field.type == FieldType::integer || field.type == FieldType::number) {
-      s[field.range.above_low ? "exclusiveMinimum" : "minimum"] = field.range.low;
-      s[field.range.below_high ? "exclusiveMaximum" : "maximum"] = field.range.high;
+      s["minimum"] = field.range.low, s["maximum"] = field.range.high;
+      if (field.range.above_low) s["exclusiveMinimum"] = true;
+      if (field.range.below_high) s["exclusiveMaximum"] = true;
     }
-    if (field.type == FieldType::text) s["maxLength"] = field.range.high;
+    if (field.type == FieldType::text) s["maxLength"] = static_cast<size_t>(field.range.high);
     if (field.get) {
       const Json value = field.get(defaults);
       if (!value.is_null()) s["default"] = value;
@@ -270,12 +271,12 @@ Field top_k_field() {
   return f;
 }
 
-Field words_field(std::string name, std::vector<std::string> Params::*member, std::string help) {
+Field words_field(std::string name, std::vector<std::string> Params::*words, std::string help) {
   Field f{.name = name, .type = FieldType::texts, .help = std::move(help)};
-  f.set = [name, member](Params& p, const Json& v, const ServerLimits& limits) {
-    p.*member = v.get<std::vector<std::string>>();
-    check_length(name, (p.*member).size(), limits.bad_words, "entries");
-    for (const std::string& word : p.*member) {
+  f.set = [name, words](Params& p, const Json& v, const ServerLimits& limits) {
+    p.*words = v.get<std::vector<std::string>>();
+    check_length(name, (p.*words).size(), limits.bad_words, "entries");
+    for (const std::string& word : p.*words) {
       if (word.empty()) wrong_value(name, "an empty string", "texts of at least one character");
       check_length(name, word.size(), limits.stop_bytes, "bytes");
     }
@@ -300,29 +301,26 @@ Field seed_field(double least) {
 }
 
 std::vector<Field> sampling_fields() {
-  const auto s = [](auto Sampling::*member) {
-    return [member](Params & p) -> auto& { return p.sampling.*member; };
+  const auto d = [](auto DrySampling::*which) {
+    return [which](Params & p) -> auto& { return p.sampling.dry.*which; };
   };
-  const auto d = [](auto DrySampling::*member) {
-    return [member](Params & p) -> auto& { return p.sampling.dry.*member; };
-  };
-  Field mirostat = integer_field("mirostat", s(&Sampling::mirostat), {0, 2}, "0: off; 2: mirostat 2");
+  Field mirostat = integer_field("mirostat", sampling_member(&Sampling::mirostat), {0, 2}, "0: off; 2: mirostat 2");
   mirostat.set = [](Params& p, const Json& v, const ServerLimits&) {
     p.sampling.mirostat = static_cast<int>(v.get<double>());
     if (p.sampling.mirostat == 1) wrong_value("mirostat", "1", "0 (off) or 2");
   };
   return {
-      number_field("temperature", s(&Sampling::temperature), {0, 100}, "randomness; 0 is greedy"),
-      number_field("top_p", s(&Sampling::top_p), {0, 1, true, false},
+      number_field("temperature", sampling_member(&Sampling::temperature), {0, 100}, "randomness; 0 is greedy"),
+      number_field("top_p", sampling_member(&Sampling::top_p), {0, 1, true, false},
                    "keep the most likely tokens that together reach this probability"),
       top_k_field(),
-      number_field("min_p", s(&Sampling::min_p), {0, 1}, "drop tokens below this share of the most likely one's probability"),
-      number_field("typical_p", s(&Sampling::typical_p), {0, 1, true, false},
+      number_field("min_p", sampling_member(&Sampling::min_p), {0, 1}, "drop tokens below this share of the most likely one's probability"),
+      number_field("typical_p", sampling_member(&Sampling::typical_p), {0, 1, true, false},
                    "keep locally typical tokens up to this probability"),
-      number_field("top_n_sigma", s(&Sampling::top_n_sigma), {0, 100},
+      number_field("top_n_sigma", sampling_member(&Sampling::top_n_sigma), {0, 100},
                    "keep logits within n standard deviations of the largest; 0: off"),
-      number_field("xtc_probability", s(&Sampling::xtc_probability), {0, 1}, "chance of excluding the top choices; 0: off"),
-      number_field("xtc_threshold", s(&Sampling::xtc_threshold), {0, 1},
+      number_field("xtc_probability", sampling_member(&Sampling::xtc_probability), {0, 1}, "chance of excluding the top choices; 0: off"),
+      number_field("xtc_threshold", sampling_member(&Sampling::xtc_threshold), {0, 1},
                    "probability above which a token counts as a top choice"),
       number_field("dry_multiplier", d(&DrySampling::multiplier), {0, 100}, "penalty on continuing a repetition; 0: off"),
       number_field("dry_base", d(&DrySampling::base), {1, 100}, "growth of that penalty per token"),
@@ -330,39 +328,36 @@ std::vector<Field> sampling_fields() {
       integer_field("dry_penalty_last_n", d(&DrySampling::range), {0, kMostInt}, "tokens looked back; 0: all"),
       words_field("dry_sequence_breakers", &Params::dry_breakers, "texts at which a repetition ends"),
       mirostat,
-      number_field("mirostat_tau", s(&Sampling::mirostat_tau), {0, 100}, "mirostat's aimed surprise"),
-      number_field("mirostat_eta", s(&Sampling::mirostat_eta), {0, 1}, "mirostat's learning rate"),
-      number_field("repetition_penalty", s(&Sampling::repetition_penalty), {0, 100, true, false},
+      number_field("mirostat_tau", sampling_member(&Sampling::mirostat_tau), {0, 100}, "mirostat's aimed surprise"),
+      number_field("mirostat_eta", sampling_member(&Sampling::mirostat_eta), {0, 1}, "mirostat's learning rate"),
+      number_field("repetition_penalty", sampling_member(&Sampling::repetition_penalty), {0, 100, true, false},
                    "above 1: tokens seen before become less likely"),
-      number_field("presence_penalty", s(&Sampling::presence_penalty), {-2, 2}, "subtracted once from tokens generated before"),
-      number_field("frequency_penalty", s(&Sampling::frequency_penalty), {-2, 2},
+      number_field("presence_penalty", sampling_member(&Sampling::presence_penalty), {-2, 2}, "subtracted once from tokens generated before"),
+      number_field("frequency_penalty", sampling_member(&Sampling::frequency_penalty), {-2, 2},
                    "subtracted per earlier occurrence of a generated token"),
       logit_bias_field(),
-      ids_field("allowed_token_ids", s(&Sampling::allowed_token_ids), "only these tokens; empty: all"),
+      ids_field("allowed_token_ids", sampling_member(&Sampling::allowed_token_ids), "only these tokens; empty: all"),
       words_field("bad_words", &Params::bad_words, "texts that are never completed"),
       seed_field(-9223372036854775808.0),
   };
 }
 
 std::vector<Field> request_fields() {
-  const auto m = [](auto Params::*member) {
-    return [member](Params & p) -> auto& { return p.*member; };
-  };
   return {
-      ids_field("stop_token_ids", m(&Params::stop_token_ids), "tokens that end the answer"),
-      boolean_field("include_stop_str_in_output", m(&Params::include_stop), "keep the stop text in the answer"),
-      boolean_field("ignore_eos", m(&Params::ignore_eos), "go on past the model's end of answer"),
+      ids_field("stop_token_ids", member(&Params::stop_token_ids), "tokens that end the answer"),
+      boolean_field("include_stop_str_in_output", member(&Params::include_stop), "keep the stop text in the answer"),
+      boolean_field("ignore_eos", member(&Params::ignore_eos), "go on past the model's end of answer"),
       integer_field(
           "min_tokens", [](Params & p) -> auto& { return p.sampling.min_tokens; }, {0, kMostInt},
           "no end before that many tokens"),
-      boolean_field("skip_special_tokens", m(&Params::skip_special_tokens), "leave control tokens out of the text"),
-      integer_field("truncate_prompt_tokens", m(&Params::truncate_prompt), {-1, kMostInt},
+      boolean_field("skip_special_tokens", member(&Params::skip_special_tokens), "leave control tokens out of the text"),
+      integer_field("truncate_prompt_tokens", member(&Params::truncate_prompt), {-1, kMostInt},
                     "keep only that many of the prompt's last tokens; -1: what fits; the answer says how many were dropped"),
-      boolean_field("return_token_ids", m(&Params::return_token_ids), "add token ids to each choice"),
-      boolean_field("timings", m(&Params::timings), "add milliseconds of queue, prefill and decode"),
-      integer_field("priority", m(&Params::priority), {1, 5}, "1 is served first, 5 last"),
-      number_field("deadline_ms", m(&Params::deadline_ms), {0, 1e9}, "end the request after that time; 0: never"),
-      text_field("cache_salt", m(&Params::cache_salt), 256, "prompts share cached prefixes only with prompts of the same salt"),
+      boolean_field("return_token_ids", member(&Params::return_token_ids), "add token ids to each choice"),
+      boolean_field("timings", member(&Params::timings), "add milliseconds of queue, prefill and decode"),
+      integer_field("priority", member(&Params::priority), {1, 5}, "1 is served first, 5 last"),
+      number_field("deadline_ms", member(&Params::deadline_ms), {0, 1e9}, "end the request after that time; 0: never"),
+      text_field("cache_salt", member(&Params::cache_salt), 256, "prompts share cached prefixes only with prompts of the same salt"),
   };
 }
 

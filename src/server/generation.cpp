@@ -26,7 +26,9 @@ std::vector<std::vector<int32_t>> ids_of_words(const Tokenizer& tokenizer, const
 }  // namespace
 
 bool ServedModel::answers_to(const std::string& name) const {
-  return name == id || std::find(aliases.begin(), aliases.end(), name) != aliases.end();
+  constexpr std::string_view kNoModel[] = {"tgi", "dummy"};  // what huggingface_hub sends when its user named none
+  return name == id || std::find(aliases.begin(), aliases.end(), name) != aliases.end() ||
+         std::find(std::begin(kNoModel), std::end(kNoModel), name) != std::end(kNoModel);
 }
 
 double Choice::mean_logprob() const {

@@ -19,6 +19,10 @@ std::string lower(std::string_view text) {
   return out;
 }
 
+/// Bytes of "0\r\n\r\n". The library asserts that a last chunk that it has begun to read comes to it with no fewer; whatever else begins with
+/// a zero in a body is followed by more.
+constexpr size_t kLastChunk = 5;
+
 HttpFault fault_of(const boost::beast::error_code& error) {
   if (error == http::error::header_limit) return HttpFault::header_too_large;
   return HttpFault::malformed;
@@ -60,6 +64,7 @@ void HttpParser::feed(std::string& bytes) {
   size_t used = 0;
   while (!fault_ && !parser.is_done() && used < bytes.size()) {
     const bool had_head = parser.is_header_done();
+    if (had_head && parser.chunked() && bytes[used] == '0' && bytes.size() - used < kLastChunk) break;
     boost::beast::error_code error;
     const size_t n = parser.put(boost::asio::buffer(bytes.data() + used, bytes.size() - used), error);
     used += n;

@@ -51,6 +51,36 @@ uint64_t salt_of(const Call& call, const Params& params) {
              : std::hash<std::string>{}(fmt::format("{}/{}", call.request.key, params.cache_salt)) | 1;
 }
 
+/// Takes from the key what the request may use: its prompts, and the answers where their length was asked for.
+double reserve_tokens(const Call& call, const Params& p, const std::vector<Prompt>& prompts) {
+  const uint64_t key = call.request.key;
+  const double copies = std::max(p.n, p.best_of.value_or(p.n));
+  double tokens = 0;
+  for (const Prompt& prompt : prompts) tokens += static_cast<double>(prompt.ids.size()) + copies * p.max_tokens.value_or(p.default_max_tokens);
+  const double wait = call.app.keys().reserve(key, tokens);
+  if (wait == 0) return tokens;
+  const KeyLimits limits = call.app.keys().limits(key);
+  if (wait < 0)
+    throw ApiError(ApiCode::key_limit, fmt::format("the request may use {} tokens, the key's limit is {} a day; lower max_tokens or n", tokens,
+                                                   limits.tokens_per_day), "max_tokens");
+  ApiError error(ApiCode::slow_down, limits.requests_at_once > 0
+                                         ? fmt::format("the key allows {} requests at once and {} tokens a day; wait",
+                                                       limits.requests_at_once, limits.tokens_per_day)
+                                         : fmt::format("the key's {} tokens a day are used up; wait", limits.tokens_per_day));
+  error.retry_after_ms = wait;
+  throw error;
+}
+
+/// What the log says of a generation's end.
+int status_of(const std::string& finish) {
+  constexpr int kClientClosed = 499;  // nginx's number for a client that left
+  if (finish == "stop" || finish == "length") return 200;
+  if (finish == "disconnected") return kClientClosed;
+  for (const ApiErrorEntry& entry : api_errors())
+    if (entry.name == finish) return entry.status;
+  return 500;
+}
+
 }  // namespace
 
 void require_model(const ServedModel& model, const std::string& name) {
@@ -136,6 +166,7 @@ void start_generation(Call& call, Job job, std::vector<Prompt> prompts, std::uni
     room_for(p, prompts[i].ids.size(), call.model->context);
   }
   App& app = call.app;
+  const double reserved = reserve_tokens(call, p, prompts);
   const auto began = App::Clock::now();
   const uint64_t salt = salt_of(call, p);
   auto generation = std::make_shared<Generation>(
@@ -144,18 +175,20 @@ void start_generation(Call& call, Job job, std::vector<Prompt> prompts, std::uni
       std::move(writer));
   call.request.body.clear();
   generation->on_token = [&app](double ms, bool first) { app.metrics().note_token(ms, first); };
-  generation->on_end = [&app, began, request = call.request, self = generation.get()](const GenerationFigures& f) {
+  generation->on_end = [&app, began, reserved, request = call.request, self = generation.get()](const GenerationFigures& f) {
     const double ms = std::chrono::duration<double, std::milli>(App::Clock::now() - began).count();
     app.forget(self);
     app.metrics().note_generation(f, ms);
-    app.keys().charge(request.key, f.prompt_tokens + f.completion_tokens);
-    app.log_line(request, f.finish == "stop" || f.finish == "length" ? 200 : 500, ms, &f);
+    app.watch().note_end(f.finish == entry_of(ApiCode::numeric_error).name);
+    app.keys().settle(request.key, reserved, static_cast<double>(f.prompt_tokens + f.completion_tokens));
+    app.log_line(request, status_of(f.finish), ms, &f);
   };
   app.track(generation);
   try {
     generation->start();
   } catch (...) {
     app.forget(generation.get());
+    app.keys().settle(call.request.key, reserved, 0);
     throw;
   }
 }
@@ -185,7 +218,7 @@ void EventWriter::begin(Generation& generation) {
   if (!generation.params().stream) return;
   HttpResponse head = event_stream();
   for (auto& header : generation_headers(generation)) head.headers.push_back(std::move(header));
-  generation.exchange().start_stream(std::move(head), ":\n\n");
+  generation.exchange().start_stream(std::move(head), ": keep-alive\n\n");
 }
 
 void EventWriter::fail(Generation& generation, const ApiError& error) {
@@ -201,8 +234,13 @@ void Call::answer(const Json& body, Headers headers) const {
   HttpResponse response;
   response.body = dump(body);
   response.headers = std::move(headers);
+  respond(std::move(response));
+}
+
+void Call::respond(HttpResponse response) const {
   response.headers.emplace_back("X-Request-Id", request.id);
-  app.metrics().note_answer(200, "");
+  app.metrics().note_answer(response.status, response.status < 400 ? "" : "not_ready");
+  app.log_line(request, response.status, 0, nullptr);
   exchange->respond(std::move(response));
 }
 

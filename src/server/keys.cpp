@@ -20,7 +20,7 @@ constexpr double kMinute = 60'000, kDay = 86'400'000;  // milliseconds
 [[noreturn]] void refuse(const std::string& where, int line, const std::string& message) {
   throw Error(Error::Kind::bad_input,
               fmt::format("{}: line {}: {}; wanted NAME SHA256-HEX [requests_per_minute=N] [tokens_per_day=N] "
-                          "[priority=1..5] [admin]",
+                          "[requests_at_once=N] [priority=1..5] [admin]",
                           where, line, message));
 }
 
@@ -51,6 +51,7 @@ bool read_limit(const std::string& word, KeyLimits& limits) {
   if (error != std::errc() || rest != end || !(value >= 0 && value <= 1e12)) return false;
   if (name == "requests_per_minute") limits.requests_per_minute = value;
   else if (name == "tokens_per_day") limits.tokens_per_day = value;
+  else if (name == "requests_at_once" && value <= 1e6) limits.requests_at_once = static_cast<int>(value);
   else if (name == "priority" && value >= 1 && value <= 5) limits.best_priority = static_cast<int>(value);
   else return false;
   return true;
@@ -115,10 +116,13 @@ void KeyStore::parse(std::string_view text, const std::string& where) {
   for (Key& key : fresh) {
     for (const Key& old : keys_) {
       if (old.name != key.name || old.digest != key.digest) continue;
+      key.number = old.number;
+      key.under_way = old.under_way;
       key.requests = std::min(key.requests, old.requests);
       key.tokens = std::min(key.tokens, old.tokens);
       key.filled = old.filled;
     }
+    if (key.number == 0) key.number = next_number_++;
   }
   keys_ = std::move(fresh);
 }
@@ -132,19 +136,27 @@ uint64_t KeyStore::find(std::string_view presented) const {
   const Digest digest = sha256(presented);
   const std::lock_guard lock(mutex_);
   uint64_t found = 0;
-  for (size_t i = 0; i < keys_.size(); ++i)
-    if (CRYPTO_memcmp(keys_[i].digest.data(), digest.data(), digest.size()) == 0) found = i + 1;
+  for (const Key& key : keys_)
+    if (CRYPTO_memcmp(key.digest.data(), digest.data(), digest.size()) == 0) found = key.number;
   return found;
+}
+
+template <class Keys>
+auto* KeyStore::numbered(Keys& keys, uint64_t number) {
+  const auto found = std::find_if(keys.begin(), keys.end(), [number](const Key& key) { return key.number == number; });
+  return found == keys.end() ? nullptr : &*found;
 }
 
 KeyLimits KeyStore::limits(uint64_t key) const {
   const std::lock_guard lock(mutex_);
-  return key > 0 && key <= keys_.size() ? keys_[key - 1].limits : KeyLimits{};
+  const Key* k = numbered(keys_, key);
+  return k ? k->limits : KeyLimits{};
 }
 
 std::string KeyStore::name(uint64_t key) const {
   const std::lock_guard lock(mutex_);
-  return key > 0 && key <= keys_.size() ? keys_[key - 1].name : "-";
+  const Key* k = numbered(keys_, key);
+  return k ? k->name : "-";
 }
 
 void KeyStore::refill(Key& key, Clock::time_point now) {
@@ -156,21 +168,38 @@ void KeyStore::refill(Key& key, Clock::time_point now) {
 
 double KeyStore::take(uint64_t key, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
-  if (key == 0 || key > keys_.size()) return 0;
-  Key& k = keys_[key - 1];
-  refill(k, now);
-  if (k.limits.tokens_per_day > 0 && k.tokens <= 0) return std::max(1.0, (1 - k.tokens) * kDay / k.limits.tokens_per_day);
-  if (k.limits.requests_per_minute <= 0) return 0;
-  if (k.requests < 1) return std::max(1.0, (1 - k.requests) * kMinute / k.limits.requests_per_minute);
-  k.requests -= 1;
+  Key* k = numbered(keys_, key);
+  if (!k) return 0;
+  refill(*k, now);
+  if (k->limits.tokens_per_day > 0 && k->tokens <= 0) return std::max(1.0, (1 - k->tokens) * kDay / k->limits.tokens_per_day);
+  if (k->limits.requests_per_minute <= 0) return 0;
+  if (k->requests < 1) return std::max(1.0, (1 - k->requests) * kMinute / k->limits.requests_per_minute);
+  k->requests -= 1;
   return 0;
 }
 
-void KeyStore::charge(uint64_t key, size_t tokens, Clock::time_point now) {
+double KeyStore::reserve(uint64_t key, double tokens, Clock::time_point now) {
+  constexpr double kSoon = 1000;  // an answer's end is not known beforehand
   const std::lock_guard lock(mutex_);
-  if (key == 0 || key > keys_.size()) return;
-  refill(keys_[key - 1], now);
-  keys_[key - 1].tokens -= static_cast<double>(tokens);
+  Key* k = numbered(keys_, key);
+  if (!k) return 0;
+  refill(*k, now);
+  const KeyLimits& limits = k->limits;
+  if (limits.requests_at_once > 0 && k->under_way >= limits.requests_at_once) return kSoon;
+  if (limits.tokens_per_day > 0 && tokens > limits.tokens_per_day) return -1;
+  if (limits.tokens_per_day > 0 && tokens > k->tokens) return std::max(1.0, (tokens - k->tokens) * kDay / limits.tokens_per_day);
+  k->tokens -= tokens;
+  ++k->under_way;
+  return 0;
+}
+
+void KeyStore::settle(uint64_t key, double reserved, double used, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  Key* k = numbered(keys_, key);
+  if (!k) return;
+  refill(*k, now);
+  k->tokens += reserved - used;
+  --k->under_way;
 }
 
 }  // namespace conclave

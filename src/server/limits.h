@@ -25,6 +25,7 @@ struct ServerLimits {
   int heart_beat_ms = 10'000;              ///< silence of an event stream before a comment is sent
   size_t pause_bytes = size_t{256} << 10;  ///< unsent bytes at which a stream's generation pauses; it resumes at a quarter
   int drain_ms = 90'000;
+  int probe_idle_ms = 10'000;              ///< without a step after which an idle engine is asked for a token
 };
 
 }  // namespace conclave

@@ -286,6 +286,7 @@ void Listener::start(int threads) {
         }
       }
     });
+    pthread_setname_np(state_->threads.back().native_handle(), "connections");
   }
 }
 

@@ -166,6 +166,11 @@ std::string Metrics::prometheus(const MetricsScene& scene) const {
   counter("prompt_tokens_total", "Prompt tokens computed or taken from the cache.", static_cast<double>(e.prompt_tokens));
   counter("generation_tokens_total", "New tokens.", static_cast<double>(e.generated_tokens));
   counter("engine_steps_total", "Steps of the engine.", static_cast<double>(e.steps));
+  out.values("engine_seconds_total", "counter", "Time of the engine's thread by what it did.",
+             {{"stage=\"schedule\"", e.schedule_ms / 1000},
+              {"stage=\"forward\"", e.forward_ms / 1000},
+              {"stage=\"sample\"", e.sample_ms / 1000},
+              {"stage=\"deliver\"", e.deliver_ms / 1000}});
   counter("requests_received_total", "Requests answered or ended.", static_cast<double>(received_));
   counter("client_disconnects_total", "Clients that left before the end.", static_cast<double>(disconnects_));
   gauge("connections", "Open connections.", scene.connections);

@@ -36,11 +36,9 @@ class OpenAiStream {
  public:
   OpenAiStream(std::string id_prefix, std::string object, std::string chunk_object);
   nlohmann::ordered_json whole(const Generation& generation) const;  ///< id, object, created, model
-  void open(Generation& generation);
   /// One chunk with this choice; usage as stream_options ask.
   void choice(Generation& generation, nlohmann::ordered_json choice);
   void close(Generation& generation);
-  void fail(Generation& generation, const ApiError& error);
 
  private:
   nlohmann::ordered_json head(const Generation& generation, const std::string& object) const;

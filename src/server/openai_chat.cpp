@@ -45,13 +45,13 @@ Json ids_of(const Choice& s, const Piece& piece) {
   return std::vector<int32_t>(begin, begin + static_cast<std::ptrdiff_t>(piece.token_count));
 }
 
-class ChatWriter final : public AnswerWriter {
+class ChatWriter final : public EventWriter {
  public:
-  ChatWriter() : stream_("chatcmpl-", "chat.completion", "chat.completion.chunk") {}
+  ChatWriter() : EventWriter(Dialect::openai), stream_("chatcmpl-", "chat.completion", "chat.completion.chunk") {}
 
   void begin(Generation& generation) override {
+    EventWriter::begin(generation);
     if (!generation.params().stream) return;
-    stream_.open(generation);
     for (const Choice& s : generation.sequences())
       stream_.choice(generation, delta(s.index, {{"role", "assistant"}, {"content", ""}}));
   }
@@ -93,11 +93,6 @@ class ChatWriter final : public AnswerWriter {
     answer_generation(generation, body);
   }
 
-  void fail(Generation& generation, const ApiError& error) override {
-    if (generation.params().stream) return stream_.fail(generation, error);
-    generation.exchange().respond(error_response(error, Dialect::openai, generation.request_id()));
-  }
-
  private:
   static Json delta(int index, Json content) {
     return {{"index", index}, {"delta", std::move(content)}, {"logprobs", nullptr}, {"finish_reason", nullptr}};
@@ -108,19 +103,16 @@ class ChatWriter final : public AnswerWriter {
 }  // namespace
 
 const FieldTable& chat_fields() {
-  const auto m = [](auto Params::*member) {
-    return [member](Params & p) -> auto& { return p.*member; };
-  };
   static const FieldTable table{
       {required(json_field("messages", FieldType::list, &Params::messages, "the dialogue: a list of {role, content}")),
-       integer_field("max_tokens", m(&Params::max_tokens), {1, 2147483647},
+       integer_field("max_tokens", member(&Params::max_tokens), {1, 2147483647},
                      "most new tokens; left out: what is left of the context"),
-       integer_field("max_completion_tokens", m(&Params::max_tokens), {1, 2147483647}, "the newer name of max_tokens"),
-       boolean_field("logprobs", m(&Params::chat_logprobs), "add log-probabilities of the answer's tokens"),
-       integer_field("top_logprobs", m(&Params::top_logprobs), {0, 20}, "alternatives per token; needs logprobs"),
-       boolean_field("add_generation_prompt", m(&Params::add_generation_prompt),
+       integer_field("max_completion_tokens", member(&Params::max_tokens), {1, 2147483647}, "the newer name of max_tokens"),
+       boolean_field("logprobs", member(&Params::chat_logprobs), "add log-probabilities of the answer's tokens"),
+       integer_field("top_logprobs", member(&Params::top_logprobs), {0, 20}, "alternatives per token; needs logprobs"),
+       boolean_field("add_generation_prompt", member(&Params::add_generation_prompt),
                      "end the prompt with the template's opening of an answer"),
-       boolean_field("continue_final_message", m(&Params::continue_final_message),
+       boolean_field("continue_final_message", member(&Params::continue_final_message),
                      "go on with the last message instead of answering it"),
        json_field("chat_template_kwargs", FieldType::object, &Params::template_variables,
                   "plain values for the template's own switches"),

@@ -74,21 +74,18 @@ Params openai_defaults(const ServedModel& model) {
 }
 
 std::vector<Field> openai_shared_fields() {
-  const auto m = [](auto Params::*member) {
-    return [member](Params & p) -> auto& { return p.*member; };
-  };
   std::vector<Field> fields = {
-      text_field("model", m(&Params::model), 1024, "name of the served model"),
-      boolean_field("stream", m(&Params::stream), "send the answer as server-sent events"),
+      text_field("model", member(&Params::model), 1024, "name of the served model"),
+      boolean_field("stream", member(&Params::stream), "send the answer as server-sent events"),
       object_field(
           "stream_options",
-          FieldTable{{boolean_field("include_usage", m(&Params::include_usage), "a last chunk with usage and no choices"),
-                      boolean_field("continuous_usage_stats", m(&Params::continuous_usage), "usage in every chunk"),
+          FieldTable{{boolean_field("include_usage", member(&Params::include_usage), "a last chunk with usage and no choices"),
+                      boolean_field("continuous_usage_stats", member(&Params::continuous_usage), "usage in every chunk"),
                       ignored_field("include_obfuscation", "padding against traffic analysis")}},
           "how to stream"),
-      integer_field("n", m(&Params::n), {1, 64}, "answers per prompt"),
+      integer_field("n", member(&Params::n), {1, 64}, "answers per prompt"),
       stop_field("stop"),
-      integer_field("prompt_logprobs", m(&Params::prompt_logprobs), {0, 20},
+      integer_field("prompt_logprobs", member(&Params::prompt_logprobs), {0, 20},
                     "log-probabilities of the prompt's tokens, with that many alternatives"),
       refused_field("response_format", {Json{{"type", "text"}}},
                     "structured output is not offered yet; only {\"type\": \"text\"} is"),
@@ -116,12 +113,6 @@ Json OpenAiStream::head(const Generation& generation, const std::string& object)
 }
 Json OpenAiStream::whole(const Generation& generation) const { return head(generation, object_); }
 
-void OpenAiStream::open(Generation& generation) {
-  HttpResponse response = event_stream();
-  for (auto& header : generation_headers(generation)) response.headers.push_back(std::move(header));
-  generation.exchange().start_stream(std::move(response), ": keep-alive\n\n");
-}
-
 void OpenAiStream::choice(Generation& generation, Json choice) {
   Json chunk = head(generation, chunk_object_);
   chunk["choices"] = Json::array({std::move(choice)});
@@ -140,11 +131,6 @@ void OpenAiStream::close(Generation& generation) {
     generation.exchange().write(event(chunk));
   }
   generation.exchange().write("data: [DONE]\n\n");
-  generation.exchange().finish();
-}
-
-void OpenAiStream::fail(Generation& generation, const ApiError& error) {
-  generation.exchange().write(event(error_json(error, Dialect::openai, generation.request_id())));
   generation.exchange().finish();
 }
 

@@ -81,13 +81,9 @@ std::string echo_text(const Generation& generation, const Choice& s) {
   return generation.model().tokenizer->decode(prompt.ids, generation.params().skip_special_tokens);
 }
 
-class CompletionWriter final : public AnswerWriter {
+class CompletionWriter final : public EventWriter {
  public:
-  CompletionWriter() : stream_("cmpl-", "text_completion", "text_completion") {}
-
-  void begin(Generation& generation) override {
-    if (generation.params().stream) stream_.open(generation);
-  }
+  CompletionWriter() : EventWriter(Dialect::openai), stream_("cmpl-", "text_completion", "text_completion") {}
 
   void piece(Generation& generation, Choice& s, const Piece& piece) override {
     Json choice = opened(generation, s, piece.text);
@@ -119,11 +115,6 @@ class CompletionWriter final : public AnswerWriter {
     body["usage"] = usage_json(generation.figures());
     if (p.timings) body["timings"] = timings_json(generation.figures());
     answer_generation(generation, body);
-  }
-
-  void fail(Generation& generation, const ApiError& error) override {
-    if (generation.params().stream) return stream_.fail(generation, error);
-    generation.exchange().respond(error_response(error, Dialect::openai, generation.request_id()));
   }
 
  private:
@@ -164,18 +155,15 @@ class CompletionWriter final : public AnswerWriter {
 }  // namespace
 
 const FieldTable& completion_fields() {
-  const auto m = [](auto Params::*member) {
-    return [member](Params & p) -> auto& { return p.*member; };
-  };
   static const FieldTable table{
       {required(json_field("prompt", FieldType::any, &Params::prompt,
                            "a string, a list of strings, token ids, or a list of lists of token ids")),
-       integer_field("max_tokens", m(&Params::max_tokens), {0, 2147483647}, "most new tokens; 0 with echo scores the prompt"),
-       integer_field("best_of", m(&Params::best_of), {1, 64},
+       integer_field("max_tokens", member(&Params::max_tokens), {0, 2147483647}, "most new tokens; 0 with echo scores the prompt"),
+       integer_field("best_of", member(&Params::best_of), {1, 64},
                      "generate that many, give the n with the highest mean log-probability"),
-       integer_field("logprobs", m(&Params::logprobs), {0, 20}, "log-probabilities of tokens, with that many alternatives"),
-       boolean_field("echo", m(&Params::echo), "give the prompt back before the answer"),
-       boolean_field("add_special_tokens", m(&Params::add_special_tokens), "put the model's own begin token before text prompts"),
+       integer_field("logprobs", member(&Params::logprobs), {0, 20}, "log-probabilities of tokens, with that many alternatives"),
+       boolean_field("echo", member(&Params::echo), "give the prompt back before the answer"),
+       boolean_field("add_special_tokens", member(&Params::add_special_tokens), "put the model's own begin token before text prompts"),
        refused_field("suffix", {""}, "the model does not fill in text between two others")},
       openai_shared_fields(),
       sampling_fields(),

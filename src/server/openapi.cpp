@@ -113,7 +113,7 @@ void show_openapi_page(Call& call) {
   response.content_type = "text/html; charset=utf-8";
   response.body = html + "</main></body></html>";
   response.headers = {{"Content-Security-Policy", "default-src 'none'; style-src 'self'"}};
-  call.exchange->respond(std::move(response));
+  call.respond(std::move(response));
 }
 
 }  // namespace conclave

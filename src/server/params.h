@@ -52,4 +52,12 @@ struct Params {
   bool add_special_tokens = true, parse_special = false, with_pieces = false;
 };
 
+/// For the makers of fields: how to reach a member of Params, and one of its sampling options.
+inline constexpr auto member = [](auto Params::*which) {
+  return [which](Params & p) -> auto& { return p.*which; };
+};
+inline constexpr auto sampling_member = [](auto Sampling::*which) {
+  return [which](Params & p) -> auto& { return p.sampling.*which; };
+};
+
 }  // namespace conclave

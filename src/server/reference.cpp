@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "server/app.h"
+#include "server/probe.h"
 #include "server/tgi.h"
 #include "server/triton.h"
 #include "server/utility.h"
@@ -13,10 +14,6 @@ namespace conclave {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-const auto member = [](auto Params::*which) {
-  return [which](Params & p) -> auto& { return p.*which; };
-};
 
 class InferWriter final : public EventWriter {
  public:
@@ -139,27 +136,15 @@ void timed_health(Call& call) {
       throw ApiError(ApiCode::invalid_value,
                      fmt::format("the path asks for {} seconds, wanted more than 0 and at most {}", shown(Json(text)), kMost));
   }
-  Request probe;
-  probe.prompt = {call.model->tokenizer->bos_id().value_or(0)};
-  probe.max_new_tokens = 1;
-  probe.priority = 1;
-  probe.deadline_ms = seconds * 1000;
-  const auto respond = [exchange = call.exchange, id = call.request.id](bool good) {
-    HttpResponse response;
-    response.status = good ? 200 : 503;
-    response.body = dump({{"status", good ? "healthy" : "no token within the time"}});
-    response.headers = {{"X-Request-Id", id}};
-    exchange->respond(std::move(response));
-  };
-  try {
-    call.model->engine->submit(std::move(probe), [exchange = call.exchange, respond](Delta&& delta, const RequestStats* stats) {
-      if (!stats) return;
-      const bool good = delta.finish == FinishReason::length || delta.finish == FinishReason::stop;
-      exchange->post([respond, good] { respond(good); });
+  const Call later{call.app, call.route, call.request, call.exchange, nullptr};  // the engine must not own itself through its sinks
+  probe_engine(*call.model, seconds * 1000, [later](bool good) {
+    later.exchange->post([later, good] {
+      HttpResponse response;
+      response.status = good ? 200 : 503;
+      response.body = dump({{"status", good ? "healthy" : "no token within the time"}});
+      later.respond(std::move(response));
     });
-  } catch (const std::exception&) {
-    respond(false);
-  }
+  });
 }
 
 void stop_service(Call& call) {

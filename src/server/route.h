@@ -47,6 +47,8 @@ struct Call {
   std::vector<std::string> arguments = {};   ///< of the path's {} parts
 
   void answer(const nlohmann::ordered_json& body, Headers headers = {}) const;
+  /// A whole answer with the request's id; counted and logged.
+  void respond(HttpResponse response) const;
 };
 
 }  // namespace conclave

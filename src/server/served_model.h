@@ -36,6 +36,7 @@ struct ServedModel {
   std::optional<ChatTemplate> chat;
   std::unique_ptr<EnginePort> engine;
 
+  /// Its id, an alias, or a placeholder of clients that name no model.
   bool answers_to(const std::string& name) const;
 };
 

@@ -16,12 +16,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kMostInt = 2147483647;
-const auto member = [](auto Params::*which) {
-  return [which](Params & p) -> auto& { return p.*which; };
-};
-const auto sampling = [](auto Sampling::*which) {
-  return [which](Params & p) -> auto& { return p.sampling.*which; };
-};
 
 Json token_json(const Tokenizer& tokenizer, const Choice& s, size_t at, std::string text) {
   const int32_t id = s.tokens[at];
@@ -206,15 +200,15 @@ std::vector<Field> tgi_parameters() {
       integer_field("max_new_tokens", member(&Params::max_tokens), {1, kMostInt}, "most new tokens"),
       boolean_field("do_sample", member(&Params::do_sample),
                     "draw from the distribution; also set by temperature, top_k, top_p and typical_p"),
-      number_field("temperature", sampling(&Sampling::temperature), {0, 100, true, false}, "randomness"),
-      integer_field("top_k", sampling(&Sampling::top_k), {0, kMostInt, true, false}, "keep the k most likely tokens"),
-      number_field("top_p", sampling(&Sampling::top_p), {0, 1, true, true},
+      number_field("temperature", sampling_member(&Sampling::temperature), {0, 100, true, false}, "randomness"),
+      integer_field("top_k", sampling_member(&Sampling::top_k), {0, kMostInt, true, false}, "keep the k most likely tokens"),
+      number_field("top_p", sampling_member(&Sampling::top_p), {0, 1, true, true},
                    "keep the most likely tokens that together reach this probability"),
-      number_field("typical_p", sampling(&Sampling::typical_p), {0, 1, true, true},
+      number_field("typical_p", sampling_member(&Sampling::typical_p), {0, 1, true, true},
                    "keep locally typical tokens up to this probability"),
-      number_field("repetition_penalty", sampling(&Sampling::repetition_penalty), {0, 100, true, false},
+      number_field("repetition_penalty", sampling_member(&Sampling::repetition_penalty), {0, 100, true, false},
                    "above 1: tokens seen before become less likely"),
-      number_field("frequency_penalty", sampling(&Sampling::frequency_penalty), {-2, 2},
+      number_field("frequency_penalty", sampling_member(&Sampling::frequency_penalty), {-2, 2},
                    "subtracted per earlier occurrence of a generated token"),
       seed_field(0),
       stop_field("stop"),

@@ -12,10 +12,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const auto member = [](auto Params::*which) {
-  return [which](Params & p) -> auto& { return p.*which; };
-};
-
 Json cost_json(Generation& generation, const Choice& s) {
   return {
       {"finish_reason", tgi_finish(s)},   {"generated_tokens", s.tokens.size()},         {"first_token_cost", s.stats.prefill_ms},

@@ -15,15 +15,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const auto member = [](auto Params::*which) {
-  return [which](Params & p) -> auto& { return p.*which; };
-};
-
-HttpResponse status_response(const Call& call, int status, const Json& body) {
+HttpResponse status_response(int status, const Json& body) {
   HttpResponse response;
   response.status = status;
   response.body = dump(body);
-  response.headers = {{"X-Request-Id", call.request.id}, {"Cache-Control", "no-store"}};
+  response.headers = {{"Cache-Control", "no-store"}};
   return response;
 }
 
@@ -80,7 +76,7 @@ const FieldTable& tokenize_fields() {
        json_field("messages", FieldType::list, &Params::messages, "a dialogue instead of a text"),
        boolean_field("add_special_tokens", member(&Params::add_special_tokens), "put the model's begin token first"),
        boolean_field("add_special", member(&Params::add_special_tokens), "llama.cpp's name of add_special_tokens"),
-       boolean_field("parse_special", member(&Params::parse_special), "read control tokens that are written in the text"),
+       boolean_field("parse_special", member(&Params::parse_special), "read control tokens that are written in the text, which prompts of generating endpoints never do"),
        boolean_field("with_pieces", member(&Params::with_pieces), "give each token's text too (llama.cpp)"),
        boolean_field("return_token_strs", member(&Params::details), "give each token's text in token_strs (vLLM)"),
        boolean_field("add_generation_prompt", member(&Params::add_generation_prompt), "of a dialogue"),
@@ -102,6 +98,7 @@ const FieldTable& detokenize_fields() {
 Params tokenizer_defaults(const ServedModel&) {
   Params p;
   p.skip_special_tokens = false;
+  p.parse_special = true;  // as vLLM, llama.cpp and TGI do; prompts of generating endpoints never are
   return p;
 }
 
@@ -177,34 +174,31 @@ void apply_template(Call& call) {
 }
 
 std::string why_not_ready(const App& app) {
-  constexpr double kStuck = 60'000;
   switch (app.state()) {
     case ServerState::starting: return "the model is being loaded";
     case ServerState::draining: return "the server is being stopped";
     case ServerState::failed: return "the engine has failed";
     case ServerState::ready: break;
   }
-  const ServiceStatus status = app.model()->engine->status();
-  if (status.running > 0 && status.last_step_age_ms > kStuck)
-    return fmt::format("the last step ended {:.0f} s ago", status.last_step_age_ms / 1000);
-  return "";
+  return app.watch().trouble(*app.model());
 }
 
-void health_live(Call& call) { call.exchange->respond(status_response(call, 200, {{"status", "live"}})); }
+void health_live(Call& call) { call.respond(status_response(200, {{"status", "live"}})); }
 
 void health_ready(Call& call) {
   const std::string reason = why_not_ready(call.app);
   Json body = health_json(call.app);
   if (!reason.empty()) body["reason"] = reason;
-  HttpResponse response = status_response(call, reason.empty() ? 200 : 503, body);
+  HttpResponse response = status_response(reason.empty() ? 200 : 503, body);
   if (!reason.empty()) response.headers.emplace_back("Retry-After", "1");
-  call.exchange->respond(std::move(response));
+  call.respond(std::move(response));
 }
 
 void health_load(Call& call) {
   HttpResponse head = event_stream();
   head.headers.emplace_back("X-Request-Id", call.request.id);
   call.exchange->start_stream(std::move(head), "");
+  call.app.log_line(call.request, 200, 0, nullptr);
   call.exchange->write(event(progress_json(call.app.progress())));
   if (call.app.state() != ServerState::starting) return call.exchange->finish();
   call.app.watch_load(call.exchange);
@@ -262,7 +256,8 @@ Json limits_json(const ServerLimits& l) {
           {"write_stall_ms", l.write_stall_ms},
           {"body_bytes_per_second", l.body_bytes_per_second},
           {"pause_bytes", l.pause_bytes},
-          {"drain_ms", l.drain_ms}};
+          {"drain_ms", l.drain_ms},
+          {"probe_idle_ms", l.probe_idle_ms}};
 }
 
 void show_metrics(Call& call) {
@@ -274,7 +269,7 @@ void show_metrics(Call& call) {
   HttpResponse response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   response.body = call.app.metrics().prometheus(scene);
-  call.exchange->respond(std::move(response));
+  call.respond(std::move(response));
 }
 
 void show_page(Call& call) {
@@ -288,7 +283,7 @@ void show_page(Call& call) {
                        "frame-ancestors 'none'"},
                       {"Referrer-Policy", "no-referrer"},
                       {"Cache-Control", "no-cache"}};
-  call.exchange->respond(std::move(response));
+  call.respond(std::move(response));
 }
 
 void not_supported_here(Call&) {

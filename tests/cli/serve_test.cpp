@@ -1,6 +1,9 @@
 // conclave serve as a program: start, signals, exit codes, configuration of the reference stack. The server's inside: tests/server.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <sstream>
+
 #include "cli/process.h"
 
 namespace conclave::testing {
@@ -29,6 +32,28 @@ TEST(Serve, RefusesToBeOpen) {
   const ProcessResult r = conclave({"serve", kModel, "--host", "0.0.0.0", "--port", "0"});
   EXPECT_EQ(r.exit_code, 2);
   EXPECT_NE(r.err.find("--key-file"), std::string::npos) << r.err;
+}
+
+TEST(Serve, RandomWeightsNeedNoTokenizer) {
+  const TemporaryFolder folder;
+  std::ostringstream config;
+  config << std::ifstream(golden("mixtral-gqa") + "/config.json").rdbuf();
+  folder.write("config.json", config.str());
+  const ProcessResult r = run_process(
+      CONCLAVE_BINARY, {.arguments = {"serve", folder.path.string(), "--random-weights", "--port", "0", "--profile", "reference", "--management-port",
+                                      "0", "--metrics-port", "0", "--management-host", "127.0.0.1", "--max-context", "64"},
+                        .stdin_text = {}, .environment = {}, .signal = SIGTERM});
+  EXPECT_EQ(r.exit_code, 0) << r.err;
+  EXPECT_EQ(r.out, "Daemon start success!\n");
+}
+
+TEST(BenchServe, NamesWhatIsWrong) {
+  EXPECT_EQ(conclave({"bench", "serve"}).exit_code, 2);
+  EXPECT_EQ(conclave({"bench", "serve", "https://127.0.0.1"}).exit_code, 2);
+  EXPECT_EQ(conclave({"bench", "serve", "http://127.0.0.1:1"}).exit_code, 6);
+  EXPECT_EQ(conclave({"bench", "serve", "http://127.0.0.1:1", "--rate", "0"}).exit_code, 2);
+  EXPECT_EQ(conclave({"bench", "serve", "http://127.0.0.1:1", "--prompt-tokens", "9-3", "--served-model-name", "x", "--vocab", "9"}).exit_code, 2);
+  EXPECT_EQ(conclave({"help", "bench", "serve"}).exit_code, 0);
 }
 
 TEST(Serve, NamesWhatIsWrong) {

@@ -154,6 +154,25 @@ TEST(Sampler, TinyTemperaturesChooseTheMostLikelyToken) {
   EXPECT_EQ(draw(sampler, {1, 3, 2}, {.temperature = 1e-38f, .seed = 5}, {}).token, 1);
 }
 
+TEST(Sampler, ValuesAtTheEndsOfTheirRangesStillChooseAToken) {
+  constexpr float kTiny = 1.4e-45f;
+  const std::vector<int32_t> tokens{1, 2, 1, 2, 1, 2, 1, 2, 1};
+  Sampler sampler(5);
+  for (const float repetition : {kTiny, 1.0f, 100.0f}) {
+    for (const float temperature : {0.0f, kTiny, 1.0f, 100.0f}) {
+      for (const float mass : {kTiny, 0.5f, 1.0f}) {
+        for (const DrySampling& dry : {DrySampling{}, DrySampling{.multiplier = 100, .base = 100, .allowed_length = 0}}) {
+          Sampling s{.temperature = temperature, .top_p = mass, .repetition_penalty = repetition, .seed = 3, .typical_p = mass, .top_n_sigma = 1.0f - mass};
+          s.dry = dry;
+          const Draw got = draw(sampler, {-2, 3, 0, 1e-40f, -kInfinity}, s, {tokens, 1});
+          EXPECT_TRUE(got.error.empty() && got.token >= 0 && got.token < 4) << repetition << " " << temperature << " " << mass << " " << got.error;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(draw(sampler, {-2, 3, 0, 1, -1}, {.repetition_penalty = kTiny}, {tokens, 1}).token, 1) << "a reward beyond any other";
+}
+
 TEST(Sampler, PresenceAndFrequencyPenaltiesCountTheAnswerOnly) {
   Sampler sampler(4);
   const std::vector<int32_t> tokens{0, 0, 1, 1, 2};  // prompt 0 0, answer 1 1 2

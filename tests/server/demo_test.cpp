@@ -1,6 +1,7 @@
 // The whole path: sockets, templates, a real engine over the demo model. Its answers must be those of the engine alone.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -87,6 +88,41 @@ TEST(Demo, ASeedGivesTheSameText) {
   const Json first = post(s.port(), "/v1/completions", body).json()["choices"],
              second = post(s.port(), "/v1/completions", body).json()["choices"];
   for (int i = 0; i < 3; ++i) EXPECT_EQ(first[i]["text"], second[i]["text"]);
+}
+
+TEST(Demo, BadNeighboursChangeNoBit) {
+  DemoServer s;
+  const auto answer = [&] {
+    return post(s.port(), "/v1/completions",
+                {{"prompt", "Tom has the red ball. Who has"}, {"max_tokens", 40}, {"temperature", 0.8}, {"seed", 5}, {"logprobs", 3}, {"ignore_eos", true}})
+        .json()["choices"];
+  };
+  const Json alone = answer();
+  std::atomic<bool> over{false};
+  std::vector<std::thread> crowd;
+  for (int neighbour = 0; neighbour < 4; ++neighbour) {
+    crowd.emplace_back([&, neighbour] {
+      const std::string stream = request_text(
+          "POST", "/v1/completions", Json{{"prompt", "Anna is in the kitchen"}, {"max_tokens", 60}, {"stream", true}, {"ignore_eos", true}}.dump());
+      for (size_t round = static_cast<size_t>(neighbour); !over; ++round) {
+        Client c(s.port());
+        if (neighbour == 0) {
+          c.send(request_text("POST", "/v1/completions", round % 2 ? "{\"prompt\": 1e400}" : "{\"prompt\": \"\xff\"}"));
+          EXPECT_EQ(c.read_reply().status, 400);
+          continue;
+        }
+        c.send(stream.substr(0, neighbour == 1 ? round * 7 % stream.size() : stream.size()));  // leaves while sending,
+        if (neighbour == 3) c.read_until("\"text\"");                                            // while queued, while reading
+        if (round % 2) c.reset();
+      }
+    });
+  }
+  for (int i = 0; i < 12; ++i) EXPECT_EQ(answer(), alone);
+  over = true;
+  for (std::thread& one : crowd) one.join();
+  for (int i = 0; i < 1000 && s.model->engine->status().running > 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  const ServiceStatus status = s.model->engine->status();
+  EXPECT_EQ(status.free_blocks, status.total_blocks);
 }
 
 TEST(Demo, ScoresAddUp) {

@@ -47,6 +47,22 @@ TEST(HttpParser, ReadsARequestHoweverItIsCut) {
   }
 }
 
+TEST(HttpParser, ReadsAnEmptyChunkedBodyHoweverItIsCut) {
+  for (const std::string body : {"0\r\n\r\n", "000;a=b\r\n\r\n", "0\r\nTrailer: x\r\n\r\n", "1\r\n0\r\n0\r\n\r\n"}) {
+    const std::string whole = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body;
+    for (size_t piece = 1; piece <= whole.size(); ++piece) {
+      HttpParser parser{ServerLimits{}};
+      std::string held;
+      for (size_t at = 0; at < whole.size(); at += piece) {
+        held += whole.substr(at, piece);
+        parser.feed(held);
+      }
+      EXPECT_TRUE(parser.done()) << body << " cut by " << piece;
+      EXPECT_EQ(parser.take().body, body.front() == '1' ? "0" : "");
+    }
+  }
+}
+
 TEST(HttpParser, JoinsChunks) {
   const Parsed p = parse(
       "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: t\r\n\r\n", 1);

@@ -76,7 +76,7 @@ TEST(Keys, TokensPerDayRunOut) {
   keys.parse(std::string("alice ") + kSecret + " tokens_per_day=1000", "keys");
   const auto now = KeyStore::Clock::now();
   EXPECT_EQ(keys.take(1, now), 0);
-  keys.charge(1, 1500, now);
+  keys.settle(1, 0, 1500, now);
   EXPECT_GT(keys.take(1, now), 500.0 / 1000 * 86'400'000 - 1);
   EXPECT_EQ(keys.take(1, now + 13h), 0);
 }
@@ -89,6 +89,33 @@ TEST(Keys, ReloadingDoesNotRefill) {
   EXPECT_EQ(keys.take(1, now), 0);
   keys.parse(text, "keys");
   EXPECT_GT(keys.take(1, now), 0);
+}
+
+TEST(Keys, TokensAreTakenBeforeTheyAreUsed) {
+  KeyStore keys;
+  keys.parse(std::string("alice ") + kSecret + " tokens_per_day=1000 requests_at_once=2", "keys");
+  const auto now = KeyStore::Clock::now();
+  EXPECT_EQ(keys.reserve(1, 1001, now), -1) << "more than a day's";
+  EXPECT_EQ(keys.reserve(1, 600, now), 0);
+  EXPECT_NEAR(keys.reserve(1, 500, now), 100.0 / 1000 * 86'400'000, 1) << "400 are left";
+  EXPECT_EQ(keys.reserve(1, 300, now), 0);
+  EXPECT_GT(keys.reserve(1, 1, now), 0) << "two at once";
+  keys.settle(1, 600, 10, now);
+  EXPECT_EQ(keys.reserve(1, 690, now), 0) << "590 came back to the 100 that were left";
+  EXPECT_EQ(keys.reserve(0, 1e9, now), 0) << "without keys nobody is limited";
+}
+
+TEST(Keys, NumbersAreNeverReused) {
+  KeyStore keys;
+  keys.parse(std::string("alice ") + kSecret, "keys");
+  const uint64_t alice = keys.find("secret");
+  keys.parse(std::string("bob ") + kOther + "\nalice " + kSecret, "keys");
+  EXPECT_EQ(keys.find("secret"), alice);
+  const uint64_t bob = keys.find("other");
+  EXPECT_NE(bob, alice);
+  keys.parse(std::string("alice ") + kOther, "keys");
+  EXPECT_NE(keys.find("other"), bob) << "another name";
+  EXPECT_EQ(keys.name(alice), "-");
 }
 
 TEST(Keys, ReadsTheHeadersThatClientsSend) {
