@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "engine/logprobs.h"
+#include "engine/routing_record.h"
 #include "engine/runner.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -46,6 +47,7 @@ EngineOptions resolve(const ModelSpec& spec, EngineOptions o) {
   check_range("max_sequences", o.max_sequences, 1, 1 << 20);
   check_range("max_step_tokens", o.max_step_tokens, 1, 1 << 20);
   check_range("cache_tokens", o.cache_tokens, 0, int64_t{1} << 40);
+  check_range("expert_sampling", o.expert_sampling, 0, 1 << 20);
   if (o.max_context == 0) o.max_context = spec.max_len;
   check_range("max_context", o.max_context, 2, std::min(spec.max_len, kMost));
   if (o.kv_mode == KvMode::contiguous) o.block_size = o.max_context;
@@ -115,7 +117,7 @@ void check_memory(const MemoryPlan& plan, size_t reserve) {
 struct Live {
   Clock::time_point submitted, started, first_token;
   std::optional<Clock::time_point> deadline;
-  bool has_started = false, has_token = false;
+  bool has_started = false, has_token = false, wants_experts = false;
   RequestStats stats;
   SamplerState sampling;
 };
@@ -138,6 +140,9 @@ struct Engine::State {
   std::unique_ptr<Runner> runner;
   std::unique_ptr<Scheduler> scheduler;
   StepCost cost;
+  std::unique_ptr<ExpertLoad> expert_load;
+  RoutingRecord routing;
+  int want_experts = 0;  ///< of the active ones
   std::vector<Sampler> samplers;  ///< each is used by one thread at a time
   std::map<RequestId, Live> active;
   std::map<RequestId, RequestStats> finished;
@@ -149,6 +154,8 @@ struct Engine::State {
 
   State(ModelSpec s, const EngineOptions& o)
       : spec(std::move(s)), options(resolve(spec, o)), pool(options.threads, options.pin_threads), backend(make_backend(options, pool)),
+        expert_load(options.expert_sampling > 0 ? std::make_unique<ExpertLoad>(moe_layers(spec), options.expert_sampling) : nullptr),
+        routing(moe_layers(spec), expert_load.get()),
         samplers(static_cast<size_t>(std::min(pool.size(), options.max_sequences)), Sampler(spec.vocab_size)) {}
 
   std::span<const float> row(const Tensor& logits, int64_t i) const {
@@ -159,6 +166,7 @@ struct Engine::State {
   std::vector<Outcome> draw_tokens(const StepPlan& plan, const Tensor& logits);
   std::map<RequestId, std::vector<TokenLogprob>> score_prompts(const StepPlan& plan);
   void end_stage(std::string_view stage, const StepPlan& plan);
+  Tensor forward(const StepPlan& plan);
   void run(const StepPlan& plan, std::vector<Delta>& deltas);
   void note_start(const StepPlan& plan, Clock::time_point now);
   void note(std::span<const Delta> deltas, Clock::time_point now);
@@ -246,6 +254,7 @@ void Engine::State::note(std::span<const Delta> deltas, Clock::time_point now) {
     }
     if (delta.finish == FinishReason::none) continue;
     if (p.has_token) p.stats.decode_ms = ms_between(p.first_token, now);
+    if (p.wants_experts) --want_experts;
     finished.emplace(delta.id, p.stats);
     active.erase(delta.id);
   }
@@ -281,6 +290,7 @@ int Engine::threads() const { return state_->pool.size(); }
 double Engine::load_ms() const { return state_->load_ms; }
 size_t Engine::bytes_touched_per_token() const { return conclave::bytes_touched_per_token(state_->spec, state_->weights); }
 ModelCost Engine::cost() const { return model_cost(state_->spec, state_->weights, *state_->options.kv_dtype); }
+const ExpertLoad* Engine::expert_load() const { return state_->expert_load.get(); }
 bool Engine::idle() const { return state_->scheduler->idle(); }
 void Engine::observe(StepObserver observer) { state_->observer = std::move(observer); }
 int64_t Engine::steps() const { return static_cast<int64_t>(state_->totals.steps); }
@@ -305,7 +315,9 @@ void Engine::submit(RequestId id, Request request, Time submitted) {
   if (request.deadline_ms > 0)
     p.deadline = submitted + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(request.deadline_ms));
   p.stats.prompt_tokens = static_cast<int>(request.prompt.size());
+  p.wants_experts = request.return_experts;
   s.scheduler->add(id, std::move(request));
+  if (p.wants_experts) ++s.want_experts;
   s.active.emplace(id, p);
 }
 
@@ -340,11 +352,28 @@ void Engine::State::end_stage(std::string_view stage, const StepPlan& plan) {
   observer.stage(stage, std::exchange(stage_begin, end), end, plan);
 }
 
+/// The model's part of a step, with those who listen to it.
+Tensor Engine::State::forward(const StepPlan& plan) {
+  std::vector<size_t> asked;
+  for (size_t i = 0; want_experts > 0 && i < plan.chunks.size(); ++i)
+    if (plan.chunks[i].sample && active.at(plan.chunks[i].id).wants_experts) asked.push_back(i);
+  Tap tap = routing.listen(plan, std::move(asked));
+  if (observer.tap) {
+    tap = [own = std::move(tap), &others = observer.tap](std::string_view point, int layer, const Tensor& value) {
+      if (own) own(point, layer, value);
+      others(point, layer, value);
+    };
+  }
+  const Tensor logits = runner->run(plan, tap, static_cast<bool>(observer.tap));
+  routing.finish(Clock::now());
+  return logits;
+}
+
 void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
   const auto begin = Clock::now();
   end_stage("schedule", plan);
   note_start(plan, begin);
-  const Tensor logits = runner->run(plan, observer.tap);
+  const Tensor logits = forward(plan);
   end_stage("forward", plan);
   if (observer.logits) observer.logits(plan, logits);
   ++totals.steps;
@@ -360,7 +389,10 @@ void Engine::State::run(const StepPlan& plan, std::vector<Delta>& deltas) {
     const bool advanced = next_delta < committed.size() && committed[next_delta].id == chunk.id;
     if (advanced) deltas.push_back(std::move(committed[next_delta++]));
     else if (scores != prompt_scores.end()) deltas.push_back({.id = chunk.id});
-    if (advanced) deltas.back().logprobs = std::move(outcomes[next_outcome].logprobs);
+    if (advanced) {
+      deltas.back().logprobs = std::move(outcomes[next_outcome].logprobs);
+      deltas.back().experts = routing.take(static_cast<size_t>(&chunk - plan.chunks.data()));
+    }
     if (chunk.sample) ++next_outcome;
     if (scores != prompt_scores.end()) deltas.back().prompt_logprobs = std::move(scores->second);
   }

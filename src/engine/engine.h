@@ -12,6 +12,7 @@
 
 #include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "engine/expert_load.h"
 #include "engine/request.h"
 #include "engine/step_plan.h"
 #include "model/cost.h"
@@ -49,6 +50,7 @@ struct EngineOptions {
   /// MLA computes generated tokens in another form than a prompt's, whose lowest bits differ: the cache of an answer serves a later prompt
   /// only where this allows it. Without effect on other attention.
   bool share_generated = false;
+  int expert_sampling = 0;      ///< the experts' load is counted in one step of that many; 0: never
 };
 
 /// What a configuration needs, in bytes, computed before anything is loaded.
@@ -94,6 +96,8 @@ class Engine {
   double load_ms() const;
   size_t bytes_touched_per_token() const;
   ModelCost cost() const;
+  /// Null without EngineOptions::expert_sampling. May be read from any thread while the engine lives.
+  const ExpertLoad* expert_load() const;
 
   /// Queues a request. Throws bad_input when the prompt is empty or longer than the model's or the engine's context (with both numbers),
   /// ids are out of range, or sampling values are invalid.

@@ -31,13 +31,17 @@ Runner::Runner(const ModelSpec& spec, const Weights& weights, Backend& backend, 
   kept_rows_.reserve(static_cast<size_t>(limits.max_sequences));
 }
 
-Tensor Runner::run(const StepPlan& plan, const Tap& tap) {
+int32_t kept_rows(const Chunk& chunk) {
+  if (chunk.num_scored > 0) return chunk.first_token + chunk.token_count - chunk.first_scored;
+  return chunk.sample ? 1 : 0;
+}
+
+Tensor Runner::run(const StepPlan& plan, const Tap& tap, bool all_rows) {
   sampled_rows_.clear();
   kept_rows_.clear();
   for (const Chunk& chunk : plan.chunks) {
-    const int32_t end = chunk.first_token + chunk.token_count;
-    if (chunk.sample) sampled_rows_.push_back(end - 1);
-    kept_rows_.push_back(chunk.num_scored > 0 ? end - chunk.first_scored : chunk.sample ? 1 : 0);
+    if (chunk.sample) sampled_rows_.push_back(chunk.first_token + chunk.token_count - 1);
+    if (!all_rows) kept_rows_.push_back(kept_rows(chunk));
   }
   return forward(plan, sampled_rows_, kept_rows_, tap);
 }

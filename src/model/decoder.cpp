@@ -144,7 +144,7 @@ Tensor Decoder::forward(const DecoderStep& step, std::span<const KvLayer> kv, co
     if (l == 0) backend_.rms_norm(normed, residual, w.attention_norm, spec_.norm_eps);
     else backend_.add_rms_norm(normed, residual, delta, w.attention_norm, spec_.norm_eps);
     if (tap && l > 0) tap("ffn", l - 1, residual);
-    const bool keep_all = l + 1 < spec_.num_layers() || step.kept_rows.empty() || tap;
+    const bool keep_all = l + 1 < spec_.num_layers() || step.kept_rows.empty();
     attend(l, kv[layer], step, keep_all);
     residual = a.of(a.residual), normed = a.of(a.normed), delta = a.of(a.delta);
     if (a.rows == 0) return a.logits.rows(0, 0);

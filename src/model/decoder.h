@@ -14,7 +14,7 @@
 namespace conclave {
 
 /// Named activations for tests and `dump`: point is "attn" or "ffn" (residual after the addition, [T, D]), "router_logits" [T, E],
-/// "experts" [T, k] i32, "weights" [T, k], "final_norm" [T, D] (layer -1). Empty in production.
+/// "experts" [T, k] i32, "weights" [T, k], "final_norm" [T, D] (layer -1). Of the rows that the layer computes: see DecoderStep::kept_rows.
 using Tap = std::function<void(std::string_view point, int layer, const Tensor& value)>;
 
 /// One step's rows. `batch` says which sequence each belongs to.
@@ -34,7 +34,7 @@ class Decoder {
   /// Bytes that the constructor allocates.
   static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
 
-  /// `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab], valid until the next call. A tap sees all rows.
+  /// `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab], valid until the next call.
   Tensor forward(const DecoderStep& step, std::span<const KvLayer> kv, const Tap& tap = {});
 
   /// Logits of other kept rows of the last step, for callers that want more of them than one call returns.
