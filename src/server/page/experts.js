@@ -21,10 +21,10 @@ class Grid {
   measure() {
     const { rows, columns, bars, rowLabel, smallest, tallest } = this.data, pen = this.canvas.getContext("2d");
     pen.font = kFont;
-    const left = 8 + Math.max(...[0, rows - 1].map((r) => pen.measureText(rowLabel(r)).width)), right = bars ? 64 : 0;
+    const left = 22 + Math.max(...[0, rows - 1].map((r) => pen.measureText(rowLabel(r)).width)), right = bars ? 64 : 0;
     const room = this.canvas.parentElement.clientWidth - left - right - 2;
-    const width = between(smallest, Math.floor(room / columns), 26), height = between(4, Math.floor(360 / rows), Math.min(tallest, bars ? 18 : Math.max(12, width)));
-    return { left, right, width, height, top: 2, bottom: 18 };
+    const width = between(smallest, Math.floor(room / columns), 36), height = between(4, Math.floor(360 / rows), Math.min(tallest, Math.max(12, bars ? 18 : width)));
+    return { left, right, width, height, top: 2, bottom: this.data.columnName ? 32 : 18 };
   }
 
   draw() {
@@ -61,13 +61,27 @@ class Grid {
     pen.textAlign = "right";
     const rowStep = Math.ceil(12 / m.height);
     for (let r = 0; r < rows; r += rowStep) pen.fillText(rowLabel(r), m.left - 5, m.top + (r + 0.5) * m.height);
+    this.axes(pen, m);
     const y = m.top + rows * m.height + 9, columnStep = Math.ceil(30 / m.width);
     for (let c = 0; c < columns; ++c) {
       const text = columnLabel(c, columnStep);
       if (!text) continue;
-      pen.textAlign = c === 0 ? "left" : c === columns - 1 && columns > 40 ? "right" : "center";
-      pen.fillText(text, m.left + (c + (c === 0 ? 0 : c === columns - 1 && columns > 40 ? 1 : 0.5)) * m.width, y);
+      const edge = m.width > 12 ? "center" : c === 0 ? "left" : c === columns - 1 ? "right" : "center";
+      pen.textAlign = edge;
+      pen.fillText(text, m.left + (c + { left: 0, center: 0.5, right: 1 }[edge]) * m.width, y);
     }
+  }
+
+  /// Names of both directions.
+  axes(pen, m) {
+    const { rows, columns, rowName, columnName } = this.data;
+    pen.save();
+    pen.textAlign = "center";
+    if (columnName) pen.fillText(columnName, m.left + (columns * m.width) / 2, m.top + rows * m.height + 24);
+    pen.translate(6, m.top + (rows * m.height) / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(rowName, 0, 0);
+    pen.restore();
   }
 
   drawBars(pen, m) {
@@ -164,7 +178,7 @@ export class ExpertPanel {
     byId("token-figure").hidden = byId("token-table").hidden = false;
     const sets = chosen.map((experts) => new Set(experts));
     this.tokenGrid.show({
-      rows: layers.length, columns, smallest: 4, tallest: 26,
+      rows: layers.length, columns, smallest: 4, tallest: 26, rowName: "layer", columnName: "expert",
       heat: (r, c) => (0.75 * (counts[r][c] ?? 0)) / most[r],
       mark: (r, c) => sets[r].has(c),
       rowLabel: (r) => `${layers[r].layer}`,
@@ -209,7 +223,7 @@ export class ExpertPanel {
       : `Expert ${busiest} is the busiest of ${load.num_experts} with ${Math.round((100 * load.recent[busiest]) / sum)} % of the choices of the last ${load.window_s / 60} minutes.`;
     byId("load-figure").hidden = byId("load-table").hidden = false;
     this.loadGrid.show({
-      rows: load.num_experts, columns, smallest: 2, tallest: 18,
+      rows: load.num_experts, columns, smallest: 2, tallest: 18, rowName: "expert",
       heat: (r, c) => (spans[c]?.[r] ?? 0) / hottest,
       bars: (r) => load.recent[r] / most, even: sum / load.num_experts / most,
       rowLabel: (r) => `${r}`,

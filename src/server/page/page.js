@@ -144,7 +144,7 @@ function deleteChat(chat) {
 // ---- asking
 
 function request(chat) {
-  const body = { messages: [], stream: true, return_token_ids: true };
+  const body = { messages: [], stream: true, stream_options: { include_usage: true }, return_token_ids: true };
   if (settings.system?.trim()) body.messages.push({ role: "system", content: settings.system });
   body.messages.push(...chat.messages.map(({ role, content }) => ({ role, content })));
   for (const name of kNumbers) if (settings[name] !== undefined && settings[name] !== "") body[name] = Number(settings[name]);
@@ -213,11 +213,16 @@ function finish(chat, message) {
   if (!follow || focused) nodes.find((node) => node.message === looked)?.tokens?.choose(chosen, focused);
 }
 
+function titleOf(text) {
+  const line = text.replace(/\s+/g, " ");
+  return line.length > 80 ? line.slice(0, 79) + "…" : line;
+}
+
 function send() {
   const text = byId("prompt").value.trim();
   if (!text || runs.has(current.id)) return;
   if (!chats.includes(current)) chats.unshift(current);
-  if (!current.messages.length) current.title = text.replace(/\s+/g, " ").slice(0, 60);
+  if (!current.messages.length) current.title = titleOf(text);
   current.messages.push({ role: "user", content: text });
   byId("prompt").value = "";
   fitPrompt();
@@ -229,7 +234,7 @@ function edit(index, text) {
   if (runs.has(current.id)) return;
   current.messages.splice(index);
   current.messages.push({ role: "user", content: text });
-  if (index === 0) current.title = text.replace(/\s+/g, " ").slice(0, 60);
+  if (index === 0) current.title = titleOf(text);
   keep(current);
   answer(current);
   byId("prompt").focus();
@@ -328,7 +333,8 @@ byId("theme").addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => panel.redraw());
 byId("show-settings").addEventListener("click", () => byId("settings").showModal());
 for (const id of ["hide-settings", "done"]) byId(id).addEventListener("click", () => byId("settings").close());
-byId("settings").addEventListener("change", takeSetting);
+byId("fields").addEventListener("submit", (event) => { event.preventDefault(); byId("settings").close(); });
+byId("fields").addEventListener("change", takeSetting);
 byId("reset").addEventListener("click", () => {
   for (const name of [...kNumbers, "system"]) delete settings[name];
   settings.record = true;

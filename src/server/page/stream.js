@@ -34,16 +34,16 @@ export async function failure(response) {
 /// or the connection says, AbortError after `signal`.
 export async function ask(request, key, signal, on) {
   const began = performance.now();
-  let first = 0, last = 0, tokens = 0, ended = false;
-  const figures = () => ({
-    tokens,
-    first_ms: first ? first - began : null,
-    per_second: tokens > 1 && last > first ? ((tokens - 1) * 1000) / (last - first) : null,
-  });
+  let first = 0, last = 0, tokens = 0, ended = false, decode_ms = 0;
+  const figures = () => {
+    const taken = decode_ms || last - first;  // what arrived in one piece says nothing about speed, but the server knows
+    return { tokens, first_ms: first ? first - began : null, per_second: tokens > 1 && taken > 0 ? ((tokens - 1) * 1000) / taken : null };
+  };
   const response = await fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body: JSON.stringify(request), signal });
   if (!response.ok) throw await failure(response);
   const complete = await readEvents(response, (chunk) => {
     if (chunk.error) throw new Error(chunk.error.message);
+    decode_ms = chunk.timings?.decode_ms ?? 0;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     const count = choice.token_ids?.length ?? (choice.delta?.content ? 1 : 0);
