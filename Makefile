@@ -2,7 +2,7 @@
 # make run MODEL=<folder> PROMPT="..."       the same for any local checkpoint
 # make build                                 the program: build/conclave
 # make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run
-# make test-clients                          the official openai client against `conclave serve` (installs Python packages into .venv-clients)
+# make test-clients                          the official openai client and a browser against `conclave serve` (installs Python packages into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
 MODEL ?= models/demo-mixtral
 PROMPT ?=
@@ -62,11 +62,13 @@ test-vectors: test-unit
 	@if [ -f ../shared/tools/check_text.py ]; then python3 ../shared/tools/check_text.py build/conclave ../shared/golden ../shared/tokenizers; \
 	else echo "test-vectors: skipped, no folder of additional vectors beside the project"; fi
 
-# The official client against the program itself; needs Python packages, which it puts into .venv-clients.
+# The official client and the chat page in Chromium against the program itself; needs Python packages, which it puts into .venv-clients.
 test-clients: build
+	@tools/setup/packages.sh clients
 	@[ -x .venv-clients/bin/python ] || python3 -m venv .venv-clients
 	.venv-clients/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
 	.venv-clients/bin/python tests/clients/openai_client.py build/conclave models/demo-mixtral
+	.venv-clients/bin/python tests/clients/page_test.py build/conclave models/demo-mixtral
 
 bench:
 	@tools/setup/packages.sh bench

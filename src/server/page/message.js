@@ -112,7 +112,7 @@ export class MessageNode {
     this.due = false;
     this.body = make("div", { className: "body" });
     this.foot = make("footer");
-    this.node = make("article", { className: message.role }, make("h3", { className: "hidden", textContent: message.role === "user" ? "You" : "Answer" }), this.body, this.foot);
+    this.node = make("article", { className: message.role }, make("h2", { className: "hidden", textContent: message.role === "user" ? "You" : "Answer" }), this.body, this.foot);
     this.showText();
     this.showFoot(last, running);
   }

@@ -304,7 +304,12 @@ function closeMenu() {
   byId("menu").setAttribute("aria-expanded", "false");
 }
 
-const panel = new ExpertPanel({ get, onopen: lookAtExperts, onclose: lookAtExperts });
+function openedExperts() {
+  lookAtExperts();
+  nodes.find((node) => node.message === looked)?.node.scrollIntoView({ block: "nearest" });
+}
+
+const panel = new ExpertPanel({ get, onopen: openedExperts, onclose: lookAtExperts });
 
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 byId("prompt").addEventListener("input", fitPrompt);
