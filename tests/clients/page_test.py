@@ -198,6 +198,21 @@ def shows_errors_and_goes_on(t):
     t.script.say("Fine.")
     t.ask("again")
     assert t.texts()[1] == "Fine." and t.page.inner_text("#status") == ""
+    t.script.say("", fail="the queue is full")
+    t.ask("once more", wait=False)
+    t.until("document.getElementById('status').textContent === 'the queue is full'")
+    assert len(t.texts()) == 2 and len(t.texts("user")) == 3
+    t.script.say("Here it is.")
+    t.page.click("[aria-label='Ask again']")
+    t.until("document.querySelector('article.assistant:last-child .body')?.innerText.includes('Here it is.')")
+    assert t.page.inner_text("#status") == ""
+    t.done()
+    t.script.say("cut short by a reload " * 20, pause=0.1)
+    t.ask("last", wait=False)
+    t.until("document.querySelector('article.assistant:last-child .body').innerText.length > 8")
+    t.page.reload()
+    t.page.wait_for_selector("article.assistant footer >> text=stopped")
+    assert t.texts()[-1].startswith("cut short")
 
 
 @scenario
@@ -406,7 +421,7 @@ def shows_the_experts_of_a_token(t, program=True):
     assert options.count() == len(rows) and "".join(options.all_text_contents()).strip() == "Tom has the red ball."
 
     def shown(index):
-        assert f"Token {index + 1} of" in t.page.inner_text("#token-text")
+        assert f"Token {index + 1} of {len(rows)}, " in t.page.inner_text("#token-text")
         t.page.evaluate("document.getElementById('token-table').open = true")
         cells = t.page.locator("#token-table tbody tr").all_inner_texts()
         assert cells == [f"{layer}\t{', '.join(map(str, experts))}" for layer, experts in enumerate(rows[index])], (cells, rows[index])

@@ -35,6 +35,8 @@ class Grid {
     this.canvas.width = width * scale, this.canvas.height = height * scale;
     this.canvas.style.width = `${width}px`, this.canvas.style.height = `${height}px`;
     pen.scale(scale, scale);
+    if (width > this.canvas.parentElement.clientWidth) this.canvas.parentElement.tabIndex = 0;
+    else this.canvas.parentElement.removeAttribute("tabindex");
     const cell = colour("--cell"), hot = colour("--heat"), marked = colour("--mark");
     const gap = Math.min(m.width, m.height) > 5 ? kGap : Math.min(m.width, m.height) > 3 ? 0.5 : 0;
     const box = (x, y) => pen.fillRect(x + gap / 2, y + gap / 2, m.width - gap, m.height - gap);
@@ -169,7 +171,7 @@ export class ExpertPanel {
   }
 
   showToken(routing, piece) {
-    const place = `Token ${piece.first + 1}${piece.count > 1 ? ` to ${piece.first + piece.count}` : ""} of ${routing.tokens}, ${quoted(piece.text)}`;
+    const place = `Token ${piece.first + 1}${piece.count > 1 ? ` to ${piece.first + piece.count}` : ""} of ${routing.visible}, ${quoted(piece.text)}`;
     const chosen = routing.of(piece);
     if (!chosen) return this.explain(`${place}: the answer ended with it, so that no expert has computed it.`);
     const { layers, counts } = routing, columns = Math.max(...layers.map((l) => l.num_experts)), most = counts.map((c) => Math.max(1, ...c));

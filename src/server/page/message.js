@@ -104,7 +104,7 @@ class TokenView {
 }
 
 export class MessageNode {
-  /// actions: edit(), again(), experts(), choose(piece, byHand)
+  /// `last` in its conversation; actions: edit(text), again(), experts(), choose(piece, byHand)
   constructor(message, { last, routing, running, actions }) {
     this.message = message;
     this.routing = routing;
@@ -133,6 +133,7 @@ export class MessageNode {
     const { role, content, figures, note } = this.message, parts = [];
     if (role === "user") {
       if (!running) parts.push(action("edit", "Edit and ask again", () => this.edit()));
+      if (!running && last) parts.push(action("again", "Ask again", this.actions.again));
       parts.push(copyButton("Copy message", () => this.message.content));
     } else if (!running || !last) {
       if (content) parts.push(copyButton("Copy answer", () => this.message.content));

@@ -18,6 +18,7 @@ let current = chats[0] ?? newChat();
 let nodes = [];              // MessageNodes of the current chat
 let looked = null;           // the message whose experts are shown
 let follow = true;           // the panel shows the newest token until one is chosen by hand
+let leaving = false;         // the page is being closed or reloaded
 let layers = [];             // of the served model, with experts
 
 // ---- what is said
@@ -67,7 +68,7 @@ function show() {
   showChats();
   const running = runs.has(current.id), last = current.messages.length - 1;
   nodes = current.messages.map((message, index) => new MessageNode(message, {
-    last: index === last && message.role === "assistant", running, routing: routingOf(message),
+    last: index === last, running, routing: routingOf(message),
     actions: {
       edit: (text) => edit(index, text),
       again: () => regenerate(),
@@ -191,7 +192,7 @@ async function answer(chat) {
       end: (reason) => { if (reason === "length") message.note = "cut at the most new tokens"; },
     });
   } catch (error) {
-    if (error.name === "AbortError") message.note = "stopped";
+    if (error.name === "AbortError" || leaving) message.note = "stopped";
     else { message.note = "broken off"; say(error.message || "The server does not answer."); }
   }
   runs.delete(chat.id);
@@ -201,7 +202,10 @@ async function answer(chat) {
 function finish(chat, message) {
   const routing = routings.get(message);
   if (routing?.rows.length) message.routing = routing.save();
-  if (!message.content) chat.messages = chat.messages.filter((other) => other !== message);
+  if (!message.content) {
+    chat.messages = chat.messages.filter((other) => other !== message);
+    if (!message.note && chat === current) say("The model ended its answer before the first word.");
+  }
   if (!chats.includes(chat)) return;  // deleted meanwhile
   keep(chat);
   if (chat !== current) return showChats();
@@ -362,6 +366,11 @@ byId("file").addEventListener("change", async () => {
   } catch (error) { say(error.message); }
   byId("file").value = "";
   byId("settings").close();
+});
+addEventListener("pageshow", () => { leaving = false; });
+addEventListener("pagehide", () => {
+  leaving = true;
+  for (const chat of chats) if (runs.get(chat.id)?.message.content) { runs.get(chat.id).message.note = "stopped"; keep(chat); }
 });
 addEventListener("storage", (event) => {
   if (!isChatKey(event.key) || runs.size) return;

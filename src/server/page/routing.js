@@ -43,6 +43,9 @@ export class Routing {
   /// Pieces that a reader sees: the last one may hold only the end of the answer.
   get shown() { return this.pieces.filter((piece) => piece.text !== ""); }
 
+  /// Tokens that a reader sees.
+  get visible() { const last = this.shown.at(-1); return last ? last.first + last.count : 0; }
+
   /// Per layer the experts of a piece's tokens, ascending; null when it was not computed.
   of(piece) {
     const rows = this.rows.slice(piece.first, piece.first + Math.max(1, piece.count));
