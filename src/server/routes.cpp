@@ -57,7 +57,7 @@ void add_utility(std::vector<Route>& routes) {
                        "how often each expert of a layer was chosen, in all and in spans of the last minutes"));
   routes.push_back(get("/openapi.json", Plane::business, Access::open, show_openapi, "this description"));
   for (const char* path : {"/", "/page.css", "/page.js", "/experts.js", "/markdown.js", "/message.js", "/routing.js", "/store.js",
-                           "/stream.js", "/favicon.svg"})
+                           "/stream.js", "/words.js", "/favicon.svg"})
     routes.push_back(get(path, Plane::business, Access::open, show_page, "the chat page"));
   routes.push_back(get("/docs", Plane::business, Access::open, show_openapi_page, "this description as a page"));
 }

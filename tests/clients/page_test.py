@@ -476,8 +476,40 @@ def shows_the_load_over_time(t, program=True):
 
 
 @scenario
+def speaks_german_and_chinese(t):
+    words = urllib.request.urlopen(t.url + "/words.js").read().decode()
+    keys = set(re.findall(r'^  "((?:[^"\\]|\\.)+)": \[', words, re.M))
+    assert len(keys) > 80
+    for path in ("page", "message", "experts", "stream", "store"):
+        for used in re.findall(r'\bt\("((?:[^"\\]|\\.)+)"', urllib.request.urlopen(f"{t.url}/{path}.js").read().decode()):
+            assert used in keys, f"{used} is not translated"
+    for language, send, title in (("de", "Senden", "Neue Unterhaltung"), ("zh", "发送", "新对话")):
+        t.page.click("#show-settings")
+        with t.page.expect_navigation():
+            t.page.select_option("#language", language)
+        t.until(f"document.documentElement.lang === '{language}' && document.getElementById('title').textContent === '{title}'")
+        t.until("document.getElementById('model').textContent === 'demo-mixtral'")
+        assert t.page.get_attribute("#send", "aria-label") == send
+        left = t.page.evaluate("""(keys) => { const same = ["Top p", "Top k", "Min p", "Token"], found = [];
+          for (const n of document.querySelectorAll("*")) for (const text of [n.getAttribute("aria-label"), n.getAttribute("placeholder"), n.getAttribute("title"),
+            ...[...n.childNodes].filter((c) => c.nodeType === 3).map((c) => c.data.trim())]) if (keys.includes(text) && !same.includes(text)) found.push(text);
+          return found; }""", sorted(keys))
+        assert not left, left
+        t.page.set_viewport_size({"width": 320, "height": 700})
+        assert t.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        t.page.click("#show-settings")
+        assert t.page.evaluate("document.getElementById('settings').scrollWidth <= document.getElementById('settings').clientWidth")
+        t.shot("settings-" + language)
+        t.page.click("#done")
+        t.page.set_viewport_size({"width": 1280, "height": 800})
+    t.ask("hi")
+    assert "词元" in t.page.inner_text("article.assistant footer")
+    t.page.click("#new")
+
+
+@scenario
 def page_is_small_and_strict(t, program=True):
-    size, files = 0, ["/", "/page.css", "/page.js", "/experts.js", "/markdown.js", "/message.js", "/routing.js", "/store.js", "/stream.js", "/favicon.svg"]
+    size, files = 0, ["/", "/page.css", "/page.js", "/experts.js", "/markdown.js", "/message.js", "/routing.js", "/store.js", "/stream.js", "/words.js", "/favicon.svg"]
     for path in files:
         answer = urllib.request.urlopen(t.url + path)
         policy = answer.headers["Content-Security-Policy"]

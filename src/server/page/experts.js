@@ -1,5 +1,6 @@
 // The panel beside the conversation: experts x layers of the chosen token, and the load of a layer's experts over the last minutes.
 import { make } from "/message.js";
+import { t } from "/words.js";
 
 const byId = (id) => document.getElementById(id);
 const kPollMs = 2000, kGap = 1, kFont = "11px system-ui, sans-serif";
@@ -166,28 +167,28 @@ export class ExpertPanel {
 
   /// Why there is no map, or null for the usual hint.
   explain(reason) {
-    byId("token-text").textContent = reason ?? "Choose a token of an answer to see which experts computed it.";
+    byId("token-text").textContent = reason ?? t("Choose a token of an answer to see which experts computed it.");
     byId("token-figure").hidden = byId("token-table").hidden = true;
   }
 
   showToken(routing, piece) {
-    const place = `Token ${piece.first + 1}${piece.count > 1 ? ` to ${piece.first + piece.count}` : ""} of ${routing.visible}, ${quoted(piece.text)}`;
+    const place = [`${piece.first + 1}${piece.count > 1 ? `–${piece.first + piece.count}` : ""}`, routing.visible, quoted(piece.text)];
     const chosen = routing.of(piece);
-    if (!chosen) return this.explain(`${place}: the answer ended with it, so that no expert has computed it.`);
+    if (!chosen) return this.explain(t("Token {0} of {1}, {2}: the answer ended with it, so that no expert has computed it.", ...place));
     const { layers, counts } = routing, columns = Math.max(...layers.map((l) => l.num_experts)), most = counts.map((c) => Math.max(1, ...c));
     const used = new Set(chosen.flatMap((experts, r) => experts.map((e) => `${r}/${e}`))).size;
-    byId("token-text").textContent = `${place}: ${used} experts in ${layers.length} layers.`;
+    byId("token-text").textContent = t("Token {0} of {1}, {2}: {3} experts in {4} layers.", ...place, used, layers.length);
     byId("token-figure").hidden = byId("token-table").hidden = false;
     const sets = chosen.map((experts) => new Set(experts));
     this.tokenGrid.show({
-      rows: layers.length, columns, smallest: 4, tallest: 26, rowName: "layer", columnName: "expert",
+      rows: layers.length, columns, smallest: 4, tallest: 26, rowName: t("layer"), columnName: t("expert"),
       heat: (r, c) => (0.75 * (counts[r][c] ?? 0)) / most[r],
       mark: (r, c) => sets[r].has(c),
       rowLabel: (r) => `${layers[r].layer}`,
       columnLabel: (c, step) => (c % step === 0 ? `${c}` : ""),
-      tell: (r, c) => `Layer ${layers[r].layer}, expert ${c}: ${counts[r][c] ?? 0} of ${routing.rows.length} tokens`,
+      tell: (r, c) => t("Layer {0}, expert {1}: {2} of {3} tokens", layers[r].layer, c, counts[r][c] ?? 0, routing.rows.length),
     });
-    byId("token-table").lastElementChild.replaceChildren(table(["Layer", "Experts"], layers.map((l, r) => [l.layer, chosen[r].join(", ")])));
+    byId("token-table").lastElementChild.replaceChildren(table([t("Layer"), t("Experts")], layers.map((l, r) => [l.layer, chosen[r].join(", ")])));
   }
 
   // ---- load
@@ -218,21 +219,21 @@ export class ExpertPanel {
       if (at >= 0) spans[at] = span.tokens;
     }
     const hottest = Math.max(1, ...load.history.flatMap((span) => span.tokens)), busiest = load.recent.indexOf(Math.max(...load.recent));
-    byId("ratio").textContent = load.imbalance ? `imbalance ${load.imbalance.toFixed(2)}` : "idle";
-    byId("ratio").title = "Busiest expert over the mean: 1 is even";
+    byId("ratio").textContent = load.imbalance ? t("imbalance {0}", load.imbalance.toFixed(2)) : t("idle");
+    byId("ratio").title = t("Busiest expert over the mean: 1 is even");
     byId("load-text").textContent = sum === 0
-      ? `Nothing was computed in the last ${load.window_s / 60} minutes.`
-      : `Expert ${busiest} is the busiest of ${load.num_experts} with ${Math.round((100 * load.recent[busiest]) / sum)} % of the choices of the last ${load.window_s / 60} minutes.`;
+      ? t("Nothing was computed in the last {0} minutes.", load.window_s / 60)
+      : t("Expert {0} is the busiest of {1} with {2} % of the choices of the last {3} minutes.", busiest, load.num_experts, Math.round((100 * load.recent[busiest]) / sum), load.window_s / 60);
     byId("load-figure").hidden = byId("load-table").hidden = false;
     this.loadGrid.show({
-      rows: load.num_experts, columns, smallest: 2, tallest: 18, rowName: "expert",
+      rows: load.num_experts, columns, smallest: 2, tallest: 18, rowName: t("expert"),
       heat: (r, c) => (spans[c]?.[r] ?? 0) / hottest,
       bars: (r) => load.recent[r] / most, even: sum / load.num_experts / most,
       rowLabel: (r) => `${r}`,
-      columnLabel: (c) => (c === 0 ? `${load.window_s / 60} min ago` : c === columns - 1 ? "now" : ""),
-      tell: (r, c) => `Expert ${r}, ${(columns - 1 - c) * load.span_s} s ago: ${spans[c]?.[r] ?? 0} tokens; ${load.recent[r]} in all`,
+      columnLabel: (c) => (c === 0 ? t("{0} min ago", load.window_s / 60) : c === columns - 1 ? t("now") : ""),
+      tell: (r, c) => t("Expert {0}, {1} s ago: {2} tokens; {3} in all", r, (columns - 1 - c) * load.span_s, spans[c]?.[r] ?? 0, load.recent[r]),
     });
-    byId("load-table").lastElementChild.replaceChildren(table(["Expert", "Tokens", "Share"],
+    byId("load-table").lastElementChild.replaceChildren(table([t("Expert"), t("Tokens"), t("Share")],
       load.recent.map((n, e) => [e, n, sum ? `${((100 * n) / sum).toFixed(1)} %` : "–"])));
   }
 }

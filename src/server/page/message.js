@@ -1,5 +1,6 @@
 // One message on the page: its text as Markdown or, while the experts are looked at, as tokens that can be chosen.
 import { MarkdownView } from "/markdown.js";
+import { t } from "/words.js";
 
 export function make(name, properties = {}, ...children) {
   const node = Object.assign(document.createElement(name), properties);
@@ -37,7 +38,7 @@ function decorate(node) {
   for (const code of node.matches?.("pre") ? [node] : node.querySelectorAll?.("pre") ?? []) {
     const inner = code.firstChild;
     const head = make("div", { className: "code-head" }, make("span", { textContent: code.dataset.language ?? "" }));
-    if (navigator.clipboard) head.append(copyButton("Copy code", () => inner.textContent));
+    if (navigator.clipboard) head.append(copyButton(t("Copy code"), () => inner.textContent));
     code.prepend(head);
   }
 }
@@ -51,7 +52,7 @@ class TokenView {
     this.chosen = -1;
     this.box = make("div", { className: "tokens", onclick: (e) => this.choose(this.items.indexOf(e.target), true), onkeydown: (e) => this.key(e) });
     this.box.setAttribute("role", "listbox");
-    this.box.setAttribute("aria-label", "Tokens of the answer");
+    this.box.setAttribute("aria-label", t("Tokens of the answer"));
     parent.replaceChildren(this.box);
     this.update();
   }
@@ -63,7 +64,7 @@ class TokenView {
       item.setAttribute("role", "option");
       item.setAttribute("aria-selected", "false");
       if (!piece.text.trim()) {
-        item.setAttribute("aria-label", piece.text.includes("\n") ? "line break" : "space");
+        item.setAttribute("aria-label", piece.text.includes("\n") ? t("line break") : t("space"));
         if (piece.text.includes("\n")) item.classList.add("break");
       }
       this.items.push(item);
@@ -103,6 +104,12 @@ class TokenView {
   }
 }
 
+/// Texts of an answer's figures, those that are known.
+export function figureTexts(figures) {
+  return figures ? [t("{0} tokens", figures.tokens), figures.per_second ? t("{0} tokens/s", Number(figures.per_second).toFixed(1)) : "",
+    figures.first_ms != null ? t("first token {0} ms", Math.round(figures.first_ms)) : ""] : [];
+}
+
 export class MessageNode {
   /// `last` in its conversation; actions: edit(text), again(), experts(), choose(piece, byHand)
   constructor(message, { last, routing, running, actions }) {
@@ -112,7 +119,7 @@ export class MessageNode {
     this.due = false;
     this.body = make("div", { className: "body" });
     this.foot = make("footer");
-    this.node = make("article", { className: message.role }, make("h2", { className: "hidden", textContent: message.role === "user" ? "You" : "Answer" }), this.body, this.foot);
+    this.node = make("article", { className: message.role }, make("h2", { className: "hidden", textContent: message.role === "user" ? t("You") : t("Answer") }), this.body, this.foot);
     this.showText();
     this.showFoot(last, running);
   }
@@ -132,25 +139,24 @@ export class MessageNode {
   showFoot(last, running) {
     const { role, content, figures, note } = this.message, parts = [];
     if (role === "user") {
-      if (!running) parts.push(action("edit", "Edit and ask again", () => this.edit()));
-      if (!running && last) parts.push(action("again", "Ask again", this.actions.again));
-      parts.push(copyButton("Copy message", () => this.message.content));
+      if (!running) parts.push(action("edit", t("Edit and ask again"), () => this.edit()));
+      if (!running && last) parts.push(action("again", t("Ask again"), this.actions.again));
+      parts.push(copyButton(t("Copy message"), () => this.message.content));
     } else if (!running || !last) {
-      if (content) parts.push(copyButton("Copy answer", () => this.message.content));
-      if (last) parts.push(action("again", "Regenerate", this.actions.again));
-      if (this.routing?.rows.length) parts.push(action("grid", "Show its experts", this.actions.experts));
-      const text = [note, figures && `${figures.tokens} tokens`, figures?.per_second && `${figures.per_second.toFixed(1)} tokens/s`,
-        figures?.first_ms != null && `first token ${Math.round(figures.first_ms)} ms`].filter(Boolean).join(" · ");
+      if (content) parts.push(copyButton(t("Copy answer"), () => this.message.content));
+      if (last) parts.push(action("again", t("Regenerate"), this.actions.again));
+      if (this.routing?.rows.length) parts.push(action("grid", t("Show its experts"), this.actions.experts));
+      const text = [note && t(note), ...figureTexts(figures)].filter(Boolean).join(" · ");
       if (text) parts.push(make("span", { className: "figures", textContent: text }));
     } else if (!content) {
-      parts.push(make("span", { className: "waiting", textContent: "Waiting for the first token" }));
+      parts.push(make("span", { className: "waiting", textContent: t("Waiting for the first token") }));
     }
     this.foot.replaceChildren(...parts);
   }
 
   edit() {
     const field = make("textarea", { value: this.message.content, rows: Math.min(10, this.message.content.split("\n").length + 1) });
-    field.setAttribute("aria-label", "Edit message");
+    field.setAttribute("aria-label", t("Edit message"));
     const cancel = () => { this.showText(); this.showFoot(false, false); this.foot.querySelector("button")?.focus(); };
     const save = () => { if (field.value.trim()) this.actions.edit(field.value.trim()); };
     field.addEventListener("keydown", (event) => {
@@ -158,8 +164,8 @@ export class MessageNode {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
     });
     this.body.replaceChildren(field);
-    this.foot.replaceChildren(make("button", { type: "button", className: "primary", textContent: "Ask again", onclick: save }),
-      make("button", { type: "button", textContent: "Cancel", onclick: cancel }));
+    this.foot.replaceChildren(make("button", { type: "button", className: "primary", textContent: t("Ask again"), onclick: save }),
+      make("button", { type: "button", textContent: t("Cancel"), onclick: cancel }));
     field.focus();
   }
 

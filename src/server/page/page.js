@@ -1,16 +1,18 @@
 // The chat page: several conversations, one answer at a time in each, streamed from /v1/chat/completions. Nothing is sent without a press of
 // Send, and nothing leaves for another place than this server.
-import { action, make, MessageNode } from "/message.js";
+import { action, figureTexts, make, MessageNode } from "/message.js";
 import { ExpertPanel } from "/experts.js";
 import { Routing } from "/routing.js";
 import { ask, failure, headers } from "/stream.js";
 import { exportChats, importChats, isChatKey, loadChats, loadSettings, newChat, removeChat, saveChat, saveSettings } from "/store.js";
+import { kLanguages, speak, t } from "/words.js";
 
 const byId = (id) => document.getElementById(id);
 const kNumbers = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "max_tokens", "seed"];
 const kThemes = ["system", "light", "dark"];
 
 const settings = { record: true, theme: "system", ...loadSettings() };
+speak(settings.language);
 const runs = new Map();      // chat id -> {controller, message, said}
 const routings = new WeakMap();  // message -> Routing
 let chats = loadChats();
@@ -27,7 +29,7 @@ let quiet = 0;
 function say(text, undo) {
   clearTimeout(quiet);
   byId("status").replaceChildren(...(text ? [make("span", { textContent: text })] : []));
-  if (undo) byId("status").append(make("button", { type: "button", textContent: "Undo", onclick: undo }));
+  if (undo) byId("status").append(make("button", { type: "button", textContent: t("Undo"), onclick: undo }));
   if (undo) quiet = setTimeout(() => say(""), 8000);
 }
 function announce(text) { byId("announce").textContent = text; }
@@ -35,7 +37,7 @@ function announce(text) { byId("announce").textContent = text; }
 function keep(chat) {
   if (!chat.messages.length) return;
   chat.updated = Date.now();
-  if (!saveChat(chat)) say("This browser does not keep the conversation: its storage is full or off.");
+  if (!saveChat(chat)) say(t("This browser does not keep the conversation: its storage is full or off."));
 }
 
 function routingOf(message) {
@@ -45,11 +47,13 @@ function routingOf(message) {
 
 // ---- drawing
 
+function titleFor(chat) { return chat.title || t("New conversation"); }
+
 function showChats() {
   byId("chats").replaceChildren(...chats.map((chat) => {
-    const open = make("button", { type: "button", textContent: chat.title, title: chat.title, onclick: () => openChat(chat) });
+    const open = make("button", { type: "button", textContent: titleFor(chat), title: titleFor(chat), onclick: () => openChat(chat) });
     if (chat === current) open.setAttribute("aria-current", "true");
-    const item = make("li", {}, open, action("close", `Delete ${chat.title}`, () => deleteChat(chat)));
+    const item = make("li", {}, open, action("close", t("Delete {0}", titleFor(chat)), () => deleteChat(chat)));
     item.classList.toggle("running", runs.has(chat.id));
     return item;
   }));
@@ -57,8 +61,8 @@ function showChats() {
 
 function welcome() {
   return make("div", { className: "welcome" }, make("img", { src: "/favicon.svg", alt: "", width: 56, height: 56 }),
-    make("h2", { textContent: "What would you like to know?" }),
-    make("p", { textContent: "Answers are computed by this server. Conversations stay in this browser." }));
+    make("h2", { textContent: t("What would you like to know?") }),
+    make("p", { textContent: t("Answers are computed by this server. Conversations stay in this browser.") }));
 }
 
 function atEnd() { const log = byId("log"); return log.scrollHeight - log.scrollTop - log.clientHeight < 80; }
@@ -77,8 +81,8 @@ function show() {
     },
   }));
   byId("log").replaceChildren(...(nodes.length ? nodes.map(({ node }) => node) : [welcome()]));
-  byId("title").textContent = current.title;
-  document.title = `${current.title} – Conclave`;
+  byId("title").textContent = titleFor(current);
+  document.title = `${titleFor(current)} – Conclave`;
   showButtons();
   if (panel.open) lookAtExperts();
   toEnd();
@@ -102,7 +106,7 @@ function lookAtExperts() {
     else if (node.tokens) node.showText();
   }
   if (!panel.open) return;
-  if (!looked) return panel.explain(layers.length ? (settings.record ? null : "Recording is off: see Settings.") : "This model has no layers with experts.");
+  if (!looked) return panel.explain(layers.length ? (settings.record ? null : t("Recording is off: see Settings.")) : t("This model has no layers with experts."));
   if (follow) followNewest();
 }
 
@@ -133,7 +137,7 @@ function deleteChat(chat) {
   removeChat(chat);
   if (chat === current) current = chats[0] ?? newChat();
   show();
-  say(`“${chat.title}” was deleted.`, () => {
+  say(t("“{0}” was deleted.", titleFor(chat)), () => {
     chats.splice(at, 0, chat);
     keep(chat);
     say("");
@@ -153,11 +157,8 @@ function request(chat) {
   return body;
 }
 
-function speedText(figures, done) {
-  const parts = [`${figures.tokens} tokens`];
-  if (figures.per_second) parts.push(`${figures.per_second.toFixed(1)} tokens/s`);
-  if (figures.first_ms != null) parts.push(`first token ${Math.round(figures.first_ms)} ms`);
-  return figures.first_ms == null && !done ? "waiting" : parts.join(" · ");
+function speedText(figures) {
+  return figures.first_ms == null ? t("waiting") : figureTexts(figures).filter(Boolean).join(" · ");
 }
 
 function took(chat, run, text, count, rows, figures) {
@@ -176,7 +177,7 @@ function took(chat, run, text, count, rows, figures) {
 }
 
 async function answer(chat) {
-  const run = { controller: new AbortController(), message: { role: "assistant", content: "" }, said: "waiting" };
+  const run = { controller: new AbortController(), message: { role: "assistant", content: "" }, said: t("waiting") };
   const { message } = run, sent = request(chat);
   runs.set(chat.id, run);
   if (sent.return_routed_experts) routings.set(message, new Routing(layers));
@@ -184,7 +185,7 @@ async function answer(chat) {
   looked = message;
   follow = true;
   say("");
-  announce("The answer begins.");
+  announce(t("The answer begins."));
   show();
   try {
     message.figures = await ask(sent, byId("key").value, run.controller.signal, {
@@ -193,7 +194,7 @@ async function answer(chat) {
     });
   } catch (error) {
     if (error.name === "AbortError" || leaving) message.note = "stopped";
-    else { message.note = "broken off"; say(error.message || "The server does not answer."); }
+    else { message.note = "broken off"; say(error.message || t("The server does not answer.")); }
   }
   runs.delete(chat.id);
   finish(chat, message);
@@ -204,12 +205,12 @@ function finish(chat, message) {
   if (routing?.rows.length) message.routing = routing.save();
   if (!message.content) {
     chat.messages = chat.messages.filter((other) => other !== message);
-    if (!message.note && chat === current) say("The model ended its answer before the first word.");
+    if (!message.note && chat === current) say(t("The model ended its answer before the first word."));
   }
   if (!chats.includes(chat)) return;  // deleted meanwhile
   keep(chat);
   if (chat !== current) return showChats();
-  announce(message.content ? `Answer: ${message.content.slice(0, 1000)}` : "There is no answer.");
+  announce(message.content ? t("Answer: {0}", message.content.slice(0, 1000)) : t("There is no answer."));
   const scrolled = atEnd() ? null : byId("log").scrollTop, { focused } = { focused: document.activeElement?.getAttribute("role") === "option" };
   const chosen = nodes.find((node) => node.message === looked)?.tokens?.chosen;
   show();
@@ -262,18 +263,20 @@ function fitPrompt() {
 
 function showTheme() {
   document.documentElement.dataset.theme = settings.theme;
-  byId("theme").querySelector("span").textContent = `Theme: ${settings.theme}`;
+  byId("theme").querySelector("span").textContent = t(`Theme: ${settings.theme}`);
   panel?.redraw();
 }
 
 function fillSettings() {
   for (const name of [...kNumbers, "system"]) byId(name).value = settings[name] ?? "";
   byId("record").checked = settings.record;
+  byId("language").value = document.documentElement.lang;
 }
 
 function takeSetting(event) {
   const { id, value, checked, type } = event.target;
   if (id === "key") { try { sessionStorage.setItem("conclave.key", value); } catch { /* typed again next time */ } return connect(); }
+  if (id === "language") { saveSettings({ ...settings, language: value }); return location.reload(); }
   if (id !== "record" && id !== "system" && !kNumbers.includes(id)) return;
   if (!event.target.reportValidity()) return;
   settings[id] = type === "checkbox" ? checked : value;
@@ -290,13 +293,13 @@ async function connect() {
   try {
     const info = await get("/server_info");
     byId("model").textContent = info.model.id;
-    byId("prompt").placeholder = `Message ${info.model.id}`;
+    byId("prompt").placeholder = t("Message {0}", info.model.id);
     layers = info.model.moe_layers ?? [];
     for (const [name, value] of Object.entries(info.default_sampling)) if (byId(name)) byId(name).placeholder = String(Number(value.toPrecision(6)));
     if (panel.open) lookAtExperts();
   } catch (error) {
-    byId("model").textContent = error.status === 401 ? "needs an API key" : error.status === 503 ? "loading" : "no connection";
-    if (error.status === 401) say("This server wants an API key: see Settings.");
+    byId("model").textContent = error.status === 401 ? t("needs an API key") : error.status === 503 ? t("loading") : t("no connection");
+    if (error.status === 401) say(t("This server wants an API key: see Settings."));
     else setTimeout(connect, error.status === 503 ? 500 : 3000);
   }
 }
@@ -362,7 +365,7 @@ byId("file").addEventListener("change", async () => {
     read.forEach(saveChat);
     chats = loadChats();
     show();
-    say(`${read.length} conversations were added.`);
+    say(t("{0} conversations were added.", read.length));
   } catch (error) { say(error.message); }
   byId("file").value = "";
   byId("settings").close();
@@ -381,6 +384,7 @@ addEventListener("storage", (event) => {
 
 try { byId("key").value = sessionStorage.getItem("conclave.key") ?? ""; } catch { /* storage is off */ }
 if (!kThemes.includes(settings.theme)) settings.theme = "system";
+byId("language").replaceChildren(...Object.entries(kLanguages).map(([value, textContent]) => make("option", { value, textContent, lang: value })));
 fillSettings();
 showTheme();
 show();

@@ -1,4 +1,6 @@
 // Conversations and settings, kept in this browser alone. Each conversation has its own entry, so that two tabs do not overwrite each other's.
+import { t } from "/words.js";
+
 const kPrefix = "conclave.chat.", kSettings = "conclave.settings";
 const kMostRouting = 200000;  // characters of one answer's experts that are kept
 
@@ -6,14 +8,14 @@ function read(name) {
   try { return JSON.parse(localStorage.getItem(name)); } catch { return null; }
 }
 
-function isMessage(m) { return m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string"; }
+function isMessage(m) { return m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string" && typeof (m.note ?? "") === "string"; }
 
 function isChat(chat) {
   return chat && typeof chat.id === "string" && typeof chat.title === "string" && Array.isArray(chat.messages) && chat.messages.every(isMessage);
 }
 
 export function newChat() {
-  return { id: Date.now().toString(36) + Math.random().toString(36).slice(2, 8), title: "New conversation", updated: Date.now(), messages: [] };
+  return { id: Date.now().toString(36) + Math.random().toString(36).slice(2, 8), title: "", updated: Date.now(), messages: [] };
 }
 
 /// Newest first.
@@ -59,6 +61,6 @@ export function exportChats(chats) { return JSON.stringify({ conclave: 1, chats 
 /// Throws for other files. The chats get new names, so that none is replaced.
 export function importChats(text) {
   const data = JSON.parse(text);
-  if (!Array.isArray(data?.chats) || !data.chats.every(isChat)) throw new Error("This file holds no conversations of this page.");
+  if (!Array.isArray(data?.chats) || !data.chats.every(isChat)) throw new Error(t("This file holds no conversations of this page."));
   return data.chats.map((chat) => ({ ...newChat(), title: chat.title, messages: chat.messages, updated: Number(chat.updated) || Date.now() }));
 }

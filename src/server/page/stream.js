@@ -1,4 +1,5 @@
 // One answer from /v1/chat/completions, as events.
+import { t } from "/words.js";
 
 /// Calls each(payload) for the data of every event; true when the stream said that it is complete.
 async function readEvents(response, each) {
@@ -27,7 +28,7 @@ export function headers(key) {
 /// What the server's answer says went wrong.
 export async function failure(response) {
   const body = await response.json().catch(() => null);
-  return new Error(body?.error?.message ?? `The server answered ${response.status}.`);
+  return new Error(body?.error?.message ?? t("The server answered {0}.", response.status));
 }
 
 /// on.piece(text, number of tokens, rows of experts), on.end(reason). Resolves with {tokens, first_ms, per_second}; throws what the server
@@ -55,6 +56,6 @@ export async function ask(request, key, signal, on) {
     if (count || choice.delta?.content || choice.routed_experts?.length) on.piece(choice.delta?.content ?? "", count, choice.routed_experts ?? [], figures());
     if (choice.finish_reason) { ended = true; on.end(choice.finish_reason); }
   });
-  if (!complete && !ended) throw new Error("The connection ended before the answer did.");
+  if (!complete && !ended) throw new Error(t("The connection ended before the answer did."));
   return figures();
 }
