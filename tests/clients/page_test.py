@@ -112,6 +112,20 @@ def regenerates(t):
     t.done()
     assert t.texts() == ["Something else."] and t.texts("user") == ["hi"]
     assert [m["content"] for m in t.script.requests[0]["messages"]] == ["hi"]
+    assert "2 of 2" in t.page.inner_text("article.assistant footer")
+    t.page.click("[aria-label='Earlier answer']")
+    assert t.texts() == ["Hello there."] and "1 of 2" in t.page.inner_text("article.assistant footer")
+    assert t.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Later answer"
+    t.script.say("", fail="the queue is full")
+    t.page.click("[aria-label='Regenerate']")
+    t.until("document.getElementById('status').textContent === 'the queue is full'")
+    assert t.texts() == ["Something else."], "an answer that did not come replaces none"
+    t.page.click("[aria-label='Earlier answer']")
+    t.page.reload()
+    t.page.wait_for_selector("article.assistant footer >> text=1 of 2")
+    t.script.say("Further.")
+    t.ask("go on")
+    assert [m["content"] for m in t.script.requests[0]["messages"]] == ["hi", "Hello there.", "go on"]
 
 
 @scenario

@@ -111,7 +111,7 @@ export function figureTexts(figures) {
 }
 
 export class MessageNode {
-  /// `last` in its conversation; actions: edit(text), again(), experts(), choose(piece, byHand)
+  /// `last` in its conversation; actions: edit(text), again(), version(step), experts(), choose(piece, byHand)
   constructor(message, { last, routing, running, actions }) {
     this.message = message;
     this.routing = routing;
@@ -144,7 +144,7 @@ export class MessageNode {
       parts.push(copyButton(t("Copy message"), () => this.message.content));
     } else if (!running || !last) {
       if (content) parts.push(copyButton(t("Copy answer"), () => this.message.content));
-      if (last) parts.push(action("again", t("Regenerate"), this.actions.again));
+      if (last) parts.push(action("again", t("Regenerate"), this.actions.again), ...this.versions());
       if (this.routing?.rows.length) parts.push(action("grid", t("Show its experts"), this.actions.experts));
       const text = [note && t(note), ...figureTexts(figures)].filter(Boolean).join(" · ");
       if (text) parts.push(make("span", { className: "figures", textContent: text }));
@@ -152,6 +152,16 @@ export class MessageNode {
       parts.push(make("span", { className: "waiting", textContent: t("Waiting for the first token") }));
     }
     this.foot.replaceChildren(...parts);
+  }
+
+  /// Steps through the answers that were given to the same question.
+  versions() {
+    const { before = [], after = [] } = this.message, all = before.length + 1 + after.length;
+    if (all === 1) return [];
+    const back = action("back", t("Earlier answer"), () => this.actions.version(-1)), next = action("next", t("Later answer"), () => this.actions.version(1));
+    back.disabled = !before.length;
+    next.disabled = !after.length;
+    return [back, make("span", { className: "place", textContent: t("{0} of {1}", before.length + 1, all) }), next];
   }
 
   edit() {

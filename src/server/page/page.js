@@ -76,6 +76,7 @@ function show() {
     actions: {
       edit: (text) => edit(index, text),
       again: () => regenerate(),
+      version: (step) => showVersion(step),
       experts: () => { looked = message; follow = true; panel.show("token"); },
       choose: (piece, byHand) => { if (byHand) follow = false; panel.showToken(routingOf(message), piece); },
     },
@@ -176,8 +177,9 @@ function took(chat, run, text, count, rows, figures) {
   });
 }
 
-async function answer(chat) {
-  const run = { controller: new AbortController(), message: { role: "assistant", content: "" }, said: t("waiting") };
+/// `before`: earlier answers to the same question.
+async function answer(chat, before = []) {
+  const run = { controller: new AbortController(), message: { role: "assistant", content: "", before }, said: t("waiting") };
   const { message } = run, sent = request(chat);
   runs.set(chat.id, run);
   if (sent.return_routed_experts) routings.set(message, new Routing(layers));
@@ -205,6 +207,7 @@ function finish(chat, message) {
   if (routing?.rows.length) message.routing = routing.save();
   if (!message.content) {
     chat.messages = chat.messages.filter((other) => other !== message);
+    if (message.before.length) chat.messages.push({ ...message.before.pop(), before: message.before });
     if (!message.note && chat === current) say(t("The model ended its answer before the first word."));
   }
   if (!chats.includes(chat)) return;  // deleted meanwhile
@@ -247,9 +250,23 @@ function edit(index, text) {
 
 function regenerate() {
   if (runs.has(current.id)) return;
-  while (current.messages.length && current.messages.at(-1).role !== "user") current.messages.pop();
-  answer(current);
+  const old = current.messages.at(-1).role === "assistant" ? current.messages.pop() : null;
+  answer(current, old ? [...(old.before ?? []), alone(old), ...(old.after ?? [])] : []);
   byId("prompt").focus();
+}
+
+function alone({ role, content, figures, note, routing }) { return { role, content, figures, note, routing }; }
+
+/// Puts the answer before or after the last one in its place.
+function showVersion(step) {
+  const now = current.messages.pop(), before = [...(now.before ?? [])], after = [...(now.after ?? [])];
+  if (step < 0) after.unshift(alone(now));
+  else before.push(alone(now));
+  current.messages.push({ ...(step < 0 ? before.pop() : after.shift()), before, after });
+  keep(current);
+  show();
+  const buttons = [...nodes.at(-1).foot.querySelectorAll(".place ~ button, button:has(+ .place)")];
+  (buttons[step < 0 ? 0 : 1].disabled ? buttons[step < 0 ? 1 : 0] : buttons[step < 0 ? 0 : 1]).focus();
 }
 
 function fitPrompt() {
