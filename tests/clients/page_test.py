@@ -4,11 +4,13 @@ Most scenarios run against a stand-in that hands out the program's own page and 
 their text are known; those of the experts run against the program itself. A scenario fails by an exception, and also when the browser
 reported an error, a breach of the page's policy, or a request to another origin."""
 import argparse
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import urllib.request
@@ -472,21 +474,48 @@ def shows_the_load_over_time(t, program=True):
     assert t.page.locator("#layer option").count() == 4
     assert re.match(r"imbalance \d\.\d\d", t.page.inner_text("#ratio"))
     t.page.evaluate("document.getElementById('load-table').open = true")
-    tokens = lambda: sum(int(row.split("\t")[1]) for row in t.page.locator("#load-table tbody tr").all_inner_texts())
+    tokens = lambda: t.page.evaluate("[...document.querySelectorAll('#load-table tbody tr')].reduce((sum, row) => sum + Number(row.cells[1].textContent), 0)")
     before = tokens()
     assert before > 0 and before % 2 == 0, "two experts a token"
     t.shot("load")
     t.ask(QUESTION)
     wait_until(lambda: tokens() > before, "the figures do not move")
     t.page.select_option("#layer", "3")
-    t.page.wait_for_timeout(300)
     load = json.load(urllib.request.urlopen(t.url + "/expert_load/3"))
-    assert tokens() == sum(load["recent"]) == sum(sum(span["tokens"]) for span in load["history"])
+    assert sum(load["recent"]) == sum(sum(span["tokens"]) for span in load["history"])
+    wait_until(lambda: tokens() == sum(load["recent"]), "another layer, other figures")
     t.page.click("#hide-experts")
     asked = []
     t.page.on("request", lambda r: asked.append(r.url))
     t.page.wait_for_timeout(2500)
     assert not asked, "nobody asks while nobody looks"
+
+
+@scenario
+def asks_for_a_key(t):
+    with tempfile.TemporaryDirectory() as folder:
+        keys = os.path.join(folder, "keys")
+        with open(os.open(keys, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+            file.write(f"page {hashlib.sha256(b'secret').hexdigest()}\n")
+        program = Program(*t.arguments, "--key-file", keys)
+        try:
+            page = t.context.browser.new_page()
+            page.goto(program.url)
+            t.until("document.getElementById('model').textContent === 'needs an API key'", page)
+            page.click("#show-settings")
+            page.fill("#key", "secret")
+            page.click("#done")
+            t.until("document.getElementById('model').textContent === 'demo-mixtral'", page)
+            page.fill("#prompt", "hi")
+            page.press("#prompt", "Enter")
+            page.wait_for_selector("article.assistant .figures")
+            page.click("#show-experts")
+            page.click("#tab-load")
+            t.until("document.getElementById('load-text').textContent.includes('busiest')", page)
+            assert "secret" not in page.evaluate("JSON.stringify(localStorage)"), "the key is not kept"
+            page.close()
+        finally:
+            assert program.stop() == 0
 
 
 @scenario
@@ -559,6 +588,7 @@ def main():
         for run in chosen:
             script.__init__()
             session = Session(browser, program.url if run.__defaults__ else stand_in_url, script, options.screenshots)
+            session.arguments = options.program, options.model
             try:
                 run(session)
                 session.finish()

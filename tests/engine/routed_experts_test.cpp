@@ -53,8 +53,7 @@ Rows golden_rows(const Golden& golden, const std::string& prompt, const std::vec
     const auto experts = golden.values<int32_t>(fmt::format("{}.layer.{}.experts", prompt, layer.layer));
     const auto k = static_cast<std::ptrdiff_t>(layer.top_k);
     EXPECT_EQ(experts.size(), rows.size() * static_cast<size_t>(k));
-    for (size_t t = 0; t < rows.size(); ++t)
-      rows[t].insert(rows[t].end(), experts.begin() + static_cast<std::ptrdiff_t>(t) * k, experts.begin() + static_cast<std::ptrdiff_t>(t + 1) * k);
+    for (auto [row, at] = std::pair(rows.begin(), experts.begin()); row != rows.end(); ++row, at += k) row->insert(row->end(), at, at + k);
   }
   return rows;
 }

@@ -144,7 +144,8 @@ TEST(Demo, TellsWhichExpertsComputedEachToken) {
   EXPECT_EQ(routed_in_stream(post(s.port(), "/v1/chat/completions", body), &tokens), rows);
   EXPECT_EQ(tokens, choice["token_ids"].size());
 
-  Json completion = {{"prompt", "Tom has the"}, {"temperature", 0}, {"max_tokens", 6}, {"n", 2}, {"return_routed_experts", true}, {"ignore_eos", true}};
+  Json completion = {{"prompt", "Tom has the"}, {"temperature", 0}, {"max_tokens", 6}, {"n", 2}, {"ignore_eos", true}};
+  completion["return_routed_experts"] = true;
   const Json both = post(s.port(), "/v1/completions", completion).json()["choices"];
   ASSERT_EQ(both[0]["routed_experts"].size(), 5u) << "the last token was not computed";
   EXPECT_EQ(both[0]["routed_experts"], both[1]["routed_experts"]);

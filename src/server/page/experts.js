@@ -24,7 +24,8 @@ class Grid {
     pen.font = kFont;
     const left = 22 + Math.max(...[0, rows - 1].map((r) => pen.measureText(rowLabel(r)).width)), right = bars ? 64 : 0;
     const room = this.canvas.parentElement.clientWidth - left - right - 2;
-    const width = between(smallest, Math.floor(room / columns), 36), height = between(4, Math.floor(360 / rows), Math.min(tallest, Math.max(12, bars ? 18 : width)));
+    const width = between(smallest, Math.floor(room / columns), 36);
+    const height = between(4, Math.floor(360 / rows), Math.min(tallest, Math.max(12, bars ? 18 : width)));
     return { left, right, width, height, top: 2, bottom: this.data.columnName ? 32 : 18 };
   }
 
@@ -188,7 +189,8 @@ export class ExpertPanel {
       columnLabel: (c, step) => (c % step === 0 ? `${c}` : ""),
       tell: (r, c) => t("Layer {0}, expert {1}: {2} of {3} tokens", layers[r].layer, c, counts[r][c] ?? 0, routing.rows.length),
     });
-    byId("token-table").lastElementChild.replaceChildren(table([t("Layer"), t("Experts")], layers.map((l, r) => [l.layer, chosen[r].join(", ")])));
+    const lines = layers.map((l, r) => [l.layer, chosen[r].join(", ")]);
+    byId("token-table").lastElementChild.replaceChildren(table([t("Layer"), t("Experts")], lines));
   }
 
   // ---- load
@@ -223,7 +225,8 @@ export class ExpertPanel {
     byId("ratio").title = t("Busiest expert over the mean: 1 is even");
     byId("load-text").textContent = sum === 0
       ? t("Nothing was computed in the last {0} minutes.", load.window_s / 60)
-      : t("Expert {0} is the busiest of {1} with {2} % of the choices of the last {3} minutes.", busiest, load.num_experts, Math.round((100 * load.recent[busiest]) / sum), load.window_s / 60);
+      : t("Expert {0} is the busiest of {1} with {2} % of the choices of the last {3} minutes.", busiest, load.num_experts,
+        Math.round((100 * load.recent[busiest]) / sum), load.window_s / 60);
     byId("load-figure").hidden = byId("load-table").hidden = false;
     this.loadGrid.show({
       rows: load.num_experts, columns, smallest: 2, tallest: 18, rowName: t("expert"),

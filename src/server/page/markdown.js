@@ -2,6 +2,7 @@
 // below, links lead to http, https and mailto addresses alone, and images are links.
 const kLongestSpan = 2000;  // of emphasis, code and links inside a paragraph
 const kDeepest = 6;         // of nested blocks and emphasis
+const kLink = /^\[((?:[^\[\]\\\n]|\\.){0,500})\]\( *<?([^\s()<>]{1,2000})>?(?: +"[^"\n]{0,500}")? *\)/;  // [label](address "title")
 const kPunctuation = /[!-/:-@[-`{-~]/;
 const kItem = /^( {0,3})([-*+]|\d{1,9}[.)])( +)(?=\S)/;
 const kFence = /^( {0,3})(`{3,}|~{3,})([^`]*)$/;
@@ -89,7 +90,7 @@ function emphasis(source, at, out, mark, name) {
   const limit = Math.min(source.length, begin + kLongestSpan);
   for (let close = source.indexOf(mark, begin + 1); close >= 0 && close < limit; close = source.indexOf(mark, close + 1)) {
     const after = source[close + mark.length];
-    if (/\s/.test(source[close - 1]) || source[close - 1] === "\\" || (mark.length === 1 && (after === mark || source[close - 1] === mark))) continue;
+    if (/[\s\\]/.test(source[close - 1]) || (mark.length === 1 && (after === mark || source[close - 1] === mark))) continue;
     if (mark[0] === "_" && word(after)) continue;
     const node = element(name);
     inline(node, source.slice(begin, close), out.depth + 1);
@@ -99,9 +100,8 @@ function emphasis(source, at, out, mark, name) {
   return 0;
 }
 
-/// [label](address "title")
 function bracket(source, at, out) {
-  const found = /^\[((?:[^\[\]\\\n]|\\.){0,500})\]\( *<?([^\s()<>]{1,2000})>?(?: +"[^"\n]{0,500}")? *\)/.exec(source.slice(at, at + kLongestSpan));
+  const found = kLink.exec(source.slice(at, at + kLongestSpan));
   return found && out.link(found[1].replace(/\\(.)/g, "$1") || found[2], found[2]) ? at + found[0].length : 0;
 }
 

@@ -50,7 +50,9 @@ class TokenView {
     this.onchoose = onchoose;
     this.items = [];
     this.chosen = -1;
-    this.box = make("div", { className: "tokens", onclick: (e) => this.choose(this.items.indexOf(e.target), true), onkeydown: (e) => this.key(e) });
+    this.box = make("div", { className: "tokens" });
+    this.box.addEventListener("click", (event) => this.choose(this.items.indexOf(event.target), true));
+    this.box.addEventListener("keydown", (event) => this.key(event));
     this.box.setAttribute("role", "listbox");
     this.box.setAttribute("aria-label", t("Tokens of the answer"));
     parent.replaceChildren(this.box);
@@ -84,10 +86,13 @@ class TokenView {
   }
   key(event) {
     const last = this.items.length - 1, now = Math.max(0, this.items.indexOf(document.activeElement));
-    const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: last, ArrowDown: this.nextLine(now, 1), ArrowUp: this.nextLine(now, -1), Enter: now, " ": now }[event.key];
-    if (to === undefined) return;
+    const moves = {
+      ArrowRight: () => now + 1, ArrowLeft: () => now - 1, ArrowDown: () => this.nextLine(now, 1), ArrowUp: () => this.nextLine(now, -1),
+      Home: () => 0, End: () => last, Enter: () => now, " ": () => now,
+    };
+    if (!Object.hasOwn(moves, event.key)) return;
     event.preventDefault();
-    this.choose(Math.min(last, Math.max(0, to)), true);
+    this.choose(Math.min(last, Math.max(0, moves[event.key]())), true);
   }
   /// The item above or below.
   nextLine(now, step) {
@@ -119,7 +124,8 @@ export class MessageNode {
     this.due = false;
     this.body = make("div", { className: "body" });
     this.foot = make("footer");
-    this.node = make("article", { className: message.role }, make("h2", { className: "hidden", textContent: message.role === "user" ? t("You") : t("Answer") }), this.body, this.foot);
+    const name = make("h2", { className: "hidden", textContent: message.role === "user" ? t("You") : t("Answer") });
+    this.node = make("article", { className: message.role }, name, this.body, this.foot);
     this.showText();
     this.showFoot(last, running);
   }
@@ -158,7 +164,8 @@ export class MessageNode {
   versions() {
     const { before = [], after = [] } = this.message, all = before.length + 1 + after.length;
     if (all === 1) return [];
-    const back = action("back", t("Earlier answer"), () => this.actions.version(-1)), next = action("next", t("Later answer"), () => this.actions.version(1));
+    const back = action("back", t("Earlier answer"), () => this.actions.version(-1));
+    const next = action("next", t("Later answer"), () => this.actions.version(1));
     back.disabled = !before.length;
     next.disabled = !after.length;
     return [back, make("span", { className: "place", textContent: t("{0} of {1}", before.length + 1, all) }), next];

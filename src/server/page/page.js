@@ -107,7 +107,8 @@ function lookAtExperts() {
     else if (node.tokens) node.showText();
   }
   if (!panel.open) return;
-  if (!looked) return panel.explain(layers.length ? (settings.record ? null : t("Recording is off: see Settings.")) : t("This model has no layers with experts."));
+  if (!looked && !layers.length) return panel.explain(t("This model has no layers with experts."));
+  if (!looked) return panel.explain(settings.record ? null : t("Recording is off: see Settings."));
   if (follow) followNewest();
 }
 
@@ -312,7 +313,8 @@ async function connect() {
     byId("model").textContent = info.model.id;
     byId("prompt").placeholder = t("Message {0}", info.model.id);
     layers = info.model.moe_layers ?? [];
-    for (const [name, value] of Object.entries(info.default_sampling)) if (byId(name)) byId(name).placeholder = String(Number(value.toPrecision(6)));
+    for (const [name, value] of Object.entries(info.default_sampling))
+      if (kNumbers.includes(name)) byId(name).placeholder = String(Number(value.toPrecision(6)));
     if (panel.open) lookAtExperts();
   } catch (error) {
     byId("model").textContent = error.status === 401 ? t("needs an API key") : error.status === 503 ? t("loading") : t("no connection");
@@ -401,7 +403,7 @@ addEventListener("storage", (event) => {
 
 try { byId("key").value = sessionStorage.getItem("conclave.key") ?? ""; } catch { /* storage is off */ }
 if (!kThemes.includes(settings.theme)) settings.theme = "system";
-byId("language").replaceChildren(...Object.entries(kLanguages).map(([value, textContent]) => make("option", { value, textContent, lang: value })));
+for (const [value, textContent] of Object.entries(kLanguages)) byId("language").append(make("option", { value, textContent, lang: value }));
 fillSettings();
 showTheme();
 show();

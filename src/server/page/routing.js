@@ -65,7 +65,8 @@ export class Routing {
   /// Null for what save() did not write.
   static load(saved) {
     try {
-      const routing = new Routing(saved.layers.map(({ layer, num_experts, top_k }) => ({ layer: +layer, num_experts: +num_experts, top_k: +top_k })));
+      const layers = saved.layers.map(({ layer, num_experts, top_k }) => ({ layer: +layer, num_experts: +num_experts, top_k: +top_k }));
+      const routing = new Routing(layers);
       for (const [text, count] of saved.pieces) routing.add(String(text), +count, []);
       const all = fromBase64(saved.experts), width = routing.layers.reduce((sum, l) => sum + l.top_k, 0);
       for (let at = 0; width > 0 && at + width <= all.length; at += width) routing.addRow(all.slice(at, at + width));

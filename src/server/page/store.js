@@ -8,7 +8,10 @@ function read(name) {
   try { return JSON.parse(localStorage.getItem(name)); } catch { return null; }
 }
 
-function isAnswer(m) { return m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string" && typeof (m.note ?? "") === "string"; }
+function isAnswer(m) {
+  return m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string" && typeof (m.note ?? "") === "string";
+}
+
 function isMessage(m) { return isAnswer(m) && [m.before ?? [], m.after ?? []].every((list) => Array.isArray(list) && list.every(isAnswer)); }
 
 function isChat(chat) {

@@ -47,13 +47,14 @@ export async function ask(request, key, signal, on) {
     decode_ms = chunk.timings?.decode_ms ?? 0;
     const choice = chunk.choices?.[0];
     if (!choice) return;
-    const count = choice.token_ids?.length ?? (choice.delta?.content ? 1 : 0);
+    const count = choice.token_ids?.length ?? (choice.delta?.content ? 1 : 0);  // of servers without token ids: one a chunk
     if (count) {
       last = performance.now();
       first ||= last;
       tokens += count;
     }
-    if (count || choice.delta?.content || choice.routed_experts?.length) on.piece(choice.delta?.content ?? "", count, choice.routed_experts ?? [], figures());
+    const text = choice.delta?.content ?? "", rows = choice.routed_experts ?? [];
+    if (count || text || rows.length) on.piece(text, count, rows, figures());
     if (choice.finish_reason) { ended = true; on.end(choice.finish_reason); }
   });
   if (!complete && !ended) throw new Error(t("The connection ended before the answer did."));

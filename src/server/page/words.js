@@ -35,7 +35,7 @@ const kWords = {
   "Top k": ["Top k", "Top k"],
   "Min p": ["Min p", "Min p"],
   "Repetition penalty": ["Wiederholungsstrafe", "重复惩罚"],
-  "Presence penalty": ["Anwesenheitsstrafe", "存在惩罚"],
+  "Presence penalty": ["Präsenzstrafe", "存在惩罚"],
   "Most new tokens": ["Höchstens neue Token", "最多新词元数"],
   "what fits": ["was passt", "以上下文为限"],
   "Seed": ["Startwert", "随机种子"],
