@@ -2,7 +2,7 @@
 # make run MODEL=<folder> PROMPT="..."       the same for any local checkpoint
 # make build                                 the program: build/conclave
 # make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run, the openai client
-# make test-clients                          clients as they are on PyPI against `conclave serve` (installs them into .venv-clients)
+# make test-clients                          clients as they are on PyPI and a browser against `conclave serve` (Python packages go into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
 # make comm-bench                            latency of collectives: threads against MPI
 MODEL ?= models/demo-mixtral
@@ -86,12 +86,14 @@ CLIENT = .venv-clients/bin/python tests/clients
 test-openai: build .venv-clients/openai.stamp
 	$(CLIENT)/openai_client.py build/conclave models/demo-mixtral
 
-# All of them against the program itself.
+# All of them, and the chat page in Chromium, against the program itself.
 test-clients: test-openai .venv-clients/others.stamp
+	@tools/setup/packages.sh clients
 	$(CLIENT)/curl_client.py build/conclave models/demo-mixtral
 	$(CLIENT)/hub_client.py build/conclave models/demo-mixtral
 	$(CLIENT)/lm_eval_client.py build/conclave tests/data/golden tests/data/clients/lm_eval.json
 	$(CLIENT)/schema_client.py build/conclave models/demo-mixtral
+	$(CLIENT)/page_test.py build/conclave models/demo-mixtral
 
 bench:
 	@tools/setup/packages.sh bench

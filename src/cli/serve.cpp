@@ -41,6 +41,7 @@ struct ServeOptions {
       io_threads = 2, drain_seconds = 90;
   int64_t cache_tokens = 0, max_queued_tokens = 4 << 20;
   float step_budget_ms = 0;
+  int expert_sampling = 4;
   int max_body_mib = 4, max_connections = 12'000, max_connections_per_address = 256;
   std::vector<std::string> names, allowed_hosts;
   bool insecure = false, strict_fields = false, share_generated = false;
@@ -102,6 +103,11 @@ void declare_serving_options(OptionTable& table, ServeOptions& o) {
       .range(0, 60'000);
   table.add("share-generated", &o.share_generated,
             "let answers in the cache serve later prompts with MLA too, which may change the lowest bits of their results");
+  table
+      .add("expert-sampling", &o.expert_sampling,
+           "count which experts are chosen in one step of that many, for /metrics and /expert_load; 0: never")
+      .placeholder("N")
+      .range(0, 1 << 20);
   table
       .add("profile", &o.profile,
            "reference: the reference stack's ports (1025, management 1026, metrics 1027), its metric names and its line at the "
@@ -251,6 +257,7 @@ class ServeCommand : public Command {
     served.dtype = std::string(name_of(files.spec.dtype));
     served.vocab_size = files.spec.vocab_size;
     served.num_layers = files.spec.num_layers();
+    served.moe_layers = moe_layers(files.spec);
     served.created =
         std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
     served.eos_ids = eos_ids_of(files, served.tokenizer.get());
@@ -281,6 +288,7 @@ class ServeCommand : public Command {
       o.max_context = std::min(o.max_context, model_options_.max_position_embeddings);
     o.cache_tokens = serve_.cache_tokens;
     o.share_generated = serve_.share_generated;
+    o.expert_sampling = serve_.expert_sampling;
     if (o.cache_tokens > 0 || o.kv_mode == KvMode::contiguous) return o;
     const int64_t full = int64_t{o.max_sequences} * ((o.max_context + o.block_size - 1) / o.block_size) * o.block_size;
     o.cache_tokens = full;

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "engine/logprobs.h"
 #include "engine/rank.h"
+#include "engine/routing_record.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/step_cost.h"
@@ -64,7 +65,7 @@ void check_memory(const MemoryPlan& plan, size_t reserve) {
 struct Live {
   Clock::time_point submitted, started, first_token;
   std::optional<Clock::time_point> deadline;
-  bool has_started = false, has_token = false;
+  bool has_started = false, has_token = false, wants_experts = false;
   size_t group = 0;  ///< data group whose cache it uses
   RequestStats stats;
   SamplerState sampling;
@@ -85,6 +86,9 @@ struct Engine::State {
   std::unique_ptr<Team> team;
   std::vector<std::unique_ptr<Scheduler>> schedulers;  ///< one per data group
   StepCost cost;
+  std::unique_ptr<ExpertLoad> expert_load;
+  RoutingRecord routing;
+  int want_experts = 0;  ///< of the active ones
   std::vector<Sampler> samplers;  ///< each is used by one thread at a time
   std::map<RequestId, Live> active;
   std::map<RequestId, RequestStats> finished;
@@ -94,7 +98,10 @@ struct Engine::State {
   StepObserver observer;
   Clock::time_point stage_begin;  ///< of the stage that the observer hears of next
 
-  State(ModelSpec s, const EngineOptions& o) : spec(std::move(s)), options(resolve(spec, o)) {}
+  State(ModelSpec s, const EngineOptions& o)
+      : spec(std::move(s)), options(resolve(spec, o)),
+        expert_load(options.expert_sampling > 0 && sees_routing() ? std::make_unique<ExpertLoad>(moe_layers(spec), options.expert_sampling) : nullptr),
+        routing(moe_layers(spec), expert_load.get()) {}
 
   ThreadPool& pool() { return team->self().pool(); }
   std::span<const float> row(const Tensor& logits, int64_t i) const {
@@ -108,6 +115,9 @@ struct Engine::State {
   using PromptScores = std::map<RequestId, std::vector<TokenLogprob>>;
   void score_prompts(const StepPlan& plan, size_t group, PromptScores& scores);
   void end_stage(std::string_view stage, const StepPlan& plan);
+  /// This rank computes every layer and sees every row.
+  bool sees_routing() const { return options.layout.pp == 1 && options.layout.dp == 1; }
+  Tensor forward(std::span<const StepPlan> plans);
   void run(std::span<const StepPlan> plans, std::vector<Delta>& deltas);
   void commit(const StepPlan& plan, size_t group, std::span<Outcome> outcomes, PromptScores& scores, std::vector<Delta>& deltas);
   void note_start(const StepPlan& plan, Clock::time_point now);
@@ -202,6 +212,7 @@ void Engine::State::note(std::span<const Delta> deltas, Clock::time_point now) {
     }
     if (delta.finish == FinishReason::none) continue;
     if (p.has_token) p.stats.decode_ms = ms_between(p.first_token, now);
+    if (p.wants_experts) --want_experts;
     finished.emplace(delta.id, p.stats);
     active.erase(delta.id);
   }
@@ -243,6 +254,7 @@ size_t Engine::bytes_touched_per_token() const { return conclave::bytes_touched_
 ModelCost Engine::cost() const {
   return model_cost(state_->team->self().spec(), state_->team->self().weights(), *state_->options.kv_dtype);
 }
+const ExpertLoad* Engine::expert_load() const { return state_->expert_load.get(); }
 bool Engine::idle() const {
   return std::all_of(state_->schedulers.begin(), state_->schedulers.end(), [](const auto& s) { return s->idle(); });
 }
@@ -252,6 +264,9 @@ int64_t Engine::steps() const { return static_cast<int64_t>(state_->totals.steps
 void Engine::check(const Request& request) const {
   const State& s = *state_;
   validate(request, s.spec.vocab_size);
+  if (request.return_experts && !s.sees_routing())
+    refuse(fmt::format("the experts of tokens are asked for, which {} stages and {} data groups do not bring together; run with --pp 1 and --dp 1",
+                       s.options.layout.pp, s.options.layout.dp));
   s.schedulers.front()->check(request);
 }
 
@@ -269,8 +284,10 @@ void Engine::submit(RequestId id, Request request, Time submitted) {
   if (request.deadline_ms > 0)
     p.deadline = submitted + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::milli>(request.deadline_ms));
   p.stats.prompt_tokens = static_cast<int>(request.prompt.size());
+  p.wants_experts = request.return_experts;
   p.group = s.least_loaded();
   s.schedulers[p.group]->add(id, std::move(request));
+  if (p.wants_experts) ++s.want_experts;
   s.active.emplace(id, p);
 }
 
@@ -310,12 +327,30 @@ void Engine::State::end_stage(std::string_view stage, const StepPlan& plan) {
   observer.stage(stage, std::exchange(stage_begin, end), end, plan);
 }
 
+/// The model's part of a step, with those who listen to it.
+Tensor Engine::State::forward(std::span<const StepPlan> plans) {
+  const StepPlan& plan = plans.front();
+  std::vector<size_t> asked;
+  for (size_t i = 0; want_experts > 0 && i < plan.chunks.size(); ++i)
+    if (plan.chunks[i].sample && active.at(plan.chunks[i].id).wants_experts) asked.push_back(i);
+  Tap tap = sees_routing() ? routing.listen(plan, std::move(asked)) : Tap{};
+  if (observer.tap) {
+    tap = [own = std::move(tap), &others = observer.tap](std::string_view point, int layer, const Tensor& value) {
+      if (own) own(point, layer, value);
+      others(point, layer, value);
+    };
+  }
+  const Tensor logits = team->run(plans, tap, static_cast<bool>(observer.tap));
+  routing.finish(Clock::now());
+  return logits;
+}
+
 void Engine::State::run(std::span<const StepPlan> plans, std::vector<Delta>& deltas) {
   const auto begin = Clock::now();
   const StepPlan& first = plans.front();
   end_stage("schedule", first);
   for (const StepPlan& plan : plans) note_start(plan, begin);
-  const Tensor logits = team->run(plans, observer.tap);
+  const Tensor logits = forward(plans);
   const auto computed = Clock::now();
   totals.forward_ms += ms_between(begin, computed);
   end_stage("forward", first);
@@ -351,7 +386,10 @@ void Engine::State::commit(const StepPlan& plan, size_t group, std::span<Outcome
     const bool advanced = next_delta < committed.size() && committed[next_delta].id == chunk.id;
     if (advanced) deltas.push_back(std::move(committed[next_delta++]));
     else if (scores != prompt_scores.end()) deltas.push_back({.id = chunk.id});
-    if (advanced) deltas.back().logprobs = std::move(outcomes[next_outcome].logprobs);
+    if (advanced) {
+      deltas.back().logprobs = std::move(outcomes[next_outcome].logprobs);
+      deltas.back().experts = routing.take(static_cast<size_t>(&chunk - plan.chunks.data()));
+    }
     if (chunk.sample) ++next_outcome;
     if (scores != prompt_scores.end()) deltas.back().prompt_logprobs = std::move(scores->second);
   }

@@ -13,6 +13,7 @@
 #include "comm/communicator.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "engine/expert_load.h"
 #include "engine/request.h"
 #include "engine/step_plan.h"
 #include "model/cost.h"
@@ -53,6 +54,7 @@ struct EngineOptions {
   /// Of resolve_layout(): how many ranks share the model; `threads` are then per rank (0: the processors shared out). max_sequences,
   /// cache_tokens and max_step_tokens are of each data group.
   ParallelLayout layout = {};
+  int expert_sampling = 0;      ///< the experts' load is counted in one step of that many; 0: never
 };
 
 /// What a configuration needs, in bytes, computed before anything is loaded.
@@ -101,6 +103,8 @@ class Engine {
   double load_ms() const;
   size_t bytes_touched_per_token() const;
   ModelCost cost() const;
+  /// Null without EngineOptions::expert_sampling. May be read from any thread while the engine lives.
+  const ExpertLoad* expert_load() const;
 
   /// Queues a request. Throws bad_input when the prompt is empty or longer than the model's or the engine's context (with both numbers),
   /// ids are out of range, or sampling values are invalid.

@@ -41,6 +41,7 @@ EngineOptions resolve(const ModelSpec& spec, EngineOptions o) {
   check_range("max_sequences", o.max_sequences, 1, 1 << 20);
   check_range("max_step_tokens", o.max_step_tokens, 1, 1 << 20);
   check_range("cache_tokens", o.cache_tokens, 0, int64_t{1} << 40);
+  check_range("expert_sampling", o.expert_sampling, 0, 1 << 20);
   if (o.max_context == 0) o.max_context = spec.max_len;
   check_range("max_context", o.max_context, 2, std::min(spec.max_len, kMost));
   if (o.kv_mode == KvMode::contiguous) o.block_size = o.max_context;

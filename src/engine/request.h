@@ -46,6 +46,7 @@ struct Request {
   std::vector<int32_t> stop_token_ids = {};  ///< end the answer as its last token
   int logprobs = -1;                    ///< -1: none; k: log-probability of each new token and of the k most likely ones (at most 20)
   int prompt_logprobs = -1;             ///< the same for the prompt's tokens; the first has none
+  bool return_experts = false;          ///< Delta::experts of each new token
   int priority = 3;                     ///< 1 (first) to 5
   double deadline_ms = 0;               ///< time after submit() at which a request that waits or runs is ended; 0: none
   uint64_t cache_salt = 0;              ///< prefixes are shared only between requests of the same salt
@@ -74,6 +75,9 @@ struct Delta {
   std::vector<int32_t> tokens = {};                ///< an EOS id is not included, a stop id is
   std::vector<TokenLogprob> logprobs = {};         ///< of `tokens` when asked for, plus that of an EOS id when it ended the answer
   std::vector<TokenLogprob> prompt_logprobs = {};  ///< of prompt tokens 1.. in order, spread over the prefill's deltas
+  /// When asked for: what the routers chose in the pass that gave the new token or the EOS id, which is the pass over the token before
+  /// it: [MoE layers, k], in each layer ascending.
+  std::vector<int32_t> experts = {};
   FinishReason finish = FinishReason::none;
   int32_t stop_id = -1;                       ///< the EOS or stop id that ended it
   std::string error = {};

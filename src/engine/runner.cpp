@@ -33,29 +33,33 @@ Runner::Runner(const ModelSpec& spec, const Weights& weights, Backend& backend, 
   kept_rows_.reserve(static_cast<size_t>(limits.max_sequences));
 }
 
-Tensor Runner::run(const StepPlan& plan, const Tap& tap, bool watched) {
+int32_t kept_rows(const Chunk& chunk) {
+  if (chunk.num_scored > 0) return chunk.first_token + chunk.token_count - chunk.first_scored;
+  return chunk.sample ? 1 : 0;
+}
+
+Tensor Runner::run(const StepPlan& plan, const Tap& tap, bool all_rows) {
   if (microbatches_ == 1) {
-    const Tensor logits = run_part(plan, 0, tap, watched);
+    const Tensor logits = run_part(plan, 0, tap, all_rows);
     return decoder_.deliver(logits.dim[0]);
   }
   int64_t logits = 0;
-  for (const StepPlan& part : cut_plan(plan, microbatches_)) logits += run_part(part, static_cast<int>(logits), tap, watched).dim[0];
+  for (const StepPlan& part : cut_plan(plan, microbatches_)) logits += run_part(part, static_cast<int>(logits), tap, all_rows).dim[0];
   return decoder_.deliver(logits);
 }
 
-Tensor Runner::run_part(const StepPlan& plan, int first_logit, const Tap& tap, bool watched) {
+Tensor Runner::run_part(const StepPlan& plan, int first_logit, const Tap& tap, bool all_rows) {
   sampled_rows_.clear();
   kept_rows_.clear();
   for (const Chunk& chunk : plan.chunks) {
-    const int32_t end = chunk.first_token + chunk.token_count;
-    if (chunk.sample) sampled_rows_.push_back(end - 1);
-    kept_rows_.push_back(chunk.num_scored > 0 ? end - chunk.first_scored : chunk.sample ? 1 : 0);
+    if (chunk.sample) sampled_rows_.push_back(chunk.first_token + chunk.token_count - 1);
+    if (!all_rows) kept_rows_.push_back(kept_rows(chunk));
   }
-  return forward(plan, {sampled_rows_, kept_rows_, first_logit, watched}, tap);
+  return forward(plan, {sampled_rows_, kept_rows_, first_logit, all_rows}, tap);
 }
 
-Tensor Runner::run(const StepPlan& plan, std::span<const int32_t> logit_rows, const Tap& tap, bool watched) {
-  const Tensor logits = forward(plan, {logit_rows, {}, 0, watched}, tap);
+Tensor Runner::run(const StepPlan& plan, std::span<const int32_t> logit_rows, const Tap& tap, bool all_rows) {
+  const Tensor logits = forward(plan, {logit_rows, {}, 0, all_rows}, tap);
   return decoder_.deliver(logits.dim[0]);
 }
 
@@ -66,7 +70,7 @@ Tensor Runner::forward(const StepPlan& plan, const Rows& rows, const Tap& tap) {
                           .prompt_len = chunk.prompt_len, .block_table = plan.blocks.data() + chunk.first_block});
   const BatchView batch{sequences_, static_cast<int>(plan.tokens.size()), block_size_};
   return decoder_.forward({.ids = plan.tokens, .positions = plan.positions, .batch = batch, .logit_rows = rows.logits, .kept_rows = rows.kept,
-                           .first_logit = rows.first_logit, .keep_all = rows.watched}, layers_, tap);
+                           .first_logit = rows.first_logit, .keep_all = rows.all_rows}, layers_, tap);
 }
 
 }  // namespace conclave

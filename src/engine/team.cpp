@@ -15,11 +15,11 @@ namespace {
 /// What rank 0 says next.
 enum class Call : uint8_t { run, run_rows, logits, end };
 
-/// Call, group and whether rank 0 has a tap; rows; plans, each with its length before it.
+/// Call, group and whether rank 0 has a tap that wants all rows; rows; plans, each with its length before it.
 struct Message {
   Call call = Call::end;
   int32_t group = 0;
-  bool watched = false;
+  bool all_rows = false;
   std::vector<int32_t> rows;
   std::vector<StepPlan> plans;
 };
@@ -32,7 +32,7 @@ void put(std::vector<std::byte>& out, const T& value) {
 
 std::vector<std::byte> encode(const Message& m) {
   std::vector<std::byte> out;
-  put(out, m.call), put(out, m.group), put(out, m.watched);
+  put(out, m.call), put(out, m.group), put(out, m.all_rows);
   put(out, static_cast<uint64_t>(m.rows.size()));
   for (const int32_t row : m.rows) put(out, row);
   put(out, static_cast<uint64_t>(m.plans.size()));
@@ -72,7 +72,7 @@ Message decode(std::span<const std::byte> bytes) {
   if (call > static_cast<uint8_t>(Call::end)) throw Error(Error::Kind::network, fmt::format("rank 0 asks for the unknown call {}; do all ranks run the same build?", call));
   m.call = static_cast<Call>(call);
   m.group = in.value<int32_t>();
-  m.watched = in.value<uint8_t>() != 0;
+  m.all_rows = in.value<uint8_t>() != 0;
   for (auto n = in.value<uint64_t>(); n > 0; --n) m.rows.push_back(in.value<int32_t>());
   for (auto n = in.value<uint64_t>(); n > 0; --n) m.plans.push_back(decode_step_plan(in.take(in.value<uint64_t>())));
   return m;
@@ -88,8 +88,8 @@ int64_t sampled_rows(const StepPlan& plan) {
 Tensor carry_out(Rank& rank, const Message& m, const Tap& tap) {
   const auto group = static_cast<size_t>(rank.plan().data);
   switch (m.call) {
-    case Call::run: return rank.runner().run(m.plans.at(group), tap, m.watched);
-    case Call::run_rows: return group == 0 ? rank.runner().run(m.plans.at(0), m.rows, tap, m.watched) : rank.runner().run(StepPlan{}, tap, m.watched);
+    case Call::run: return rank.runner().run(m.plans.at(group), tap, m.all_rows);
+    case Call::run_rows: return group == 0 ? rank.runner().run(m.plans.at(0), m.rows, tap, m.all_rows) : rank.runner().run(StepPlan{}, tap, m.all_rows);
     case Call::logits: return static_cast<int>(group) == m.group ? rank.runner().logits(m.rows) : Tensor{};
     case Call::end: break;
   }
@@ -195,10 +195,10 @@ Tensor Team::collect(const Tensor& own, std::span<const int64_t> counts) {
   return view(out, {rows, vocab});
 }
 
-Tensor Team::run(std::span<const StepPlan> plans, const Tap& tap) {
+Tensor Team::run(std::span<const StepPlan> plans, const Tap& tap, bool all_rows) {
   return guarded([&] {
-    if (!world_) return self_->runner().run(plans.front(), tap);
-    Message m{.call = Call::run, .group = 0, .watched = static_cast<bool>(tap), .rows = {}, .plans = {plans.begin(), plans.end()}};
+    if (!world_) return self_->runner().run(plans.front(), tap, all_rows);
+    Message m{.call = Call::run, .group = 0, .all_rows = all_rows, .rows = {}, .plans = {plans.begin(), plans.end()}};
     m.plans.resize(static_cast<size_t>(self_->plan().layout.dp));
     say(encode(m));
     std::vector<int64_t> counts;
@@ -210,7 +210,7 @@ Tensor Team::run(std::span<const StepPlan> plans, const Tap& tap) {
 Tensor Team::run(const StepPlan& plan, std::span<const int32_t> logit_rows, const Tap& tap) {
   return guarded([&] {
     if (!world_) return self_->runner().run(plan, logit_rows, tap);
-    const Message m{.call = Call::run_rows, .group = 0, .watched = static_cast<bool>(tap), .rows = {logit_rows.begin(), logit_rows.end()}, .plans = {plan}};
+    const Message m{.call = Call::run_rows, .group = 0, .all_rows = static_cast<bool>(tap), .rows = {logit_rows.begin(), logit_rows.end()}, .plans = {plan}};
     say(encode(m));
     return carry_out(*self_, m, tap);
   });
@@ -219,7 +219,7 @@ Tensor Team::run(const StepPlan& plan, std::span<const int32_t> logit_rows, cons
 Tensor Team::logits(std::span<const int32_t> rows, int group) {
   return guarded([&] {
     if (!world_) return self_->runner().logits(rows);
-    const Message m{.call = Call::logits, .group = group, .watched = false, .rows = {rows.begin(), rows.end()}, .plans = {}};
+    const Message m{.call = Call::logits, .group = group, .all_rows = false, .rows = {rows.begin(), rows.end()}, .plans = {}};
     say(encode(m));
     const Tensor own = carry_out(*self_, m, {});
     if (group == 0) return own;

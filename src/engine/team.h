@@ -24,7 +24,7 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   /// As Runner::run(), with one plan for each data group (missing ones are empty): logits of group 0's rows, then group 1's ...
-  Tensor run(std::span<const StepPlan> plans, const Tap& tap);
+  Tensor run(std::span<const StepPlan> plans, const Tap& tap, bool all_rows);
   /// As Runner's; data group 0 only.
   Tensor run(const StepPlan& plan, std::span<const int32_t> logit_rows, const Tap& tap);
   /// Of further rows of data group `group`'s last step.

@@ -171,7 +171,7 @@ Tensor Decoder::forward(const DecoderStep& step, std::span<const KvLayer> kv, co
     if (l == 0) norm_first(w.attention_norm);
     else add_norm(w.attention_norm);
     if (tap && l > 0) tap("ffn", first + l - 1, a.of(a.residual));
-    const bool keep_all = l + 1 < spec_.num_layers() || !last_stage || step.kept_rows.empty() || step.keep_all || tap || sharded;
+    const bool keep_all = l + 1 < spec_.num_layers() || !last_stage || step.kept_rows.empty() || step.keep_all || sharded;
     attend(l, kv[layer], step, keep_all);
     if (a.rows == 0 && !dispatch_) break;
 

@@ -17,7 +17,7 @@
 namespace conclave {
 
 /// Named activations for tests and `dump`: point is "attn" or "ffn" (residual after the addition, [T, D]), "router_logits" [T, E],
-/// "experts" [T, k] i32, "weights" [T, k], "final_norm" [T, D] (layer -1). Empty in production.
+/// "experts" [T, k] i32, "weights" [T, k], "final_norm" [T, D] (layer -1). Of the rows that the layer computes: see DecoderStep::kept_rows.
 using Tap = std::function<void(std::string_view point, int layer, const Tensor& value)>;
 
 /// One step's rows. `batch` says which sequence each belongs to.
@@ -41,7 +41,7 @@ class Decoder {
   static size_t activation_bytes(const ModelSpec& spec, const StepLimits& limits, const RankPlan* plan = nullptr);
 
   /// `kv` has one entry per layer. Returns logits [logit_rows.size(), vocab], valid until the next call; among several ranks those of the last
-  /// stage have them. A tap sees all rows.
+  /// stage have them.
   Tensor forward(const DecoderStep& step, std::span<const KvLayer> kv, const Tap& tap = {});
 
   /// Logits of other kept rows of the last step, for callers that want more of them than one call returns.

@@ -16,6 +16,8 @@ class EnginePort {
   virtual void resume(RequestId id) = 0;
   virtual bool drain(double timeout_ms) = 0;
   virtual ServiceStatus status() const = 0;
+  /// Null where it is not counted; lives as long as the port.
+  virtual const ExpertLoad* expert_load() const { return nullptr; }
 };
 
 class ServicePort final : public EnginePort {
@@ -27,6 +29,7 @@ class ServicePort final : public EnginePort {
   void resume(RequestId id) override { service_.resume(id); }
   bool drain(double timeout_ms) override { return service_.drain(timeout_ms); }
   ServiceStatus status() const override { return service_.status(); }
+  const ExpertLoad* expert_load() const override { return service_.engine().expert_load(); }
 
  private:
   Service service_;

@@ -31,6 +31,12 @@ bool ServedModel::answers_to(const std::string& name) const {
          std::find(std::begin(kNoModel), std::end(kNoModel), name) != std::end(kNoModel);
 }
 
+size_t experts_per_token(const ServedModel& model) {
+  size_t count = 0;
+  for (const MoeLayer& layer : model.moe_layers) count += static_cast<size_t>(layer.top_k);
+  return count;
+}
+
 double Choice::mean_logprob() const {
   double sum = 0;
   for (const TokenLogprob& token : logprobs) sum += static_cast<double>(token.logprob);
@@ -85,6 +91,7 @@ Request Generation::request_for(const Choice& sequence) const {
   r.logprobs = p.logprobs.value_or(-1);
   if (p.best_of.value_or(p.n) > p.n) r.logprobs = std::max(r.logprobs, 0);
   r.prompt_logprobs = p.prompt_logprobs.value_or(-1);
+  r.return_experts = p.return_routed_experts;
   r.priority = p.priority;
   r.deadline_ms = p.deadline_ms;
   r.cache_salt = setup_.salt;
@@ -165,6 +172,8 @@ void Generation::take(size_t at, Delta&& delta, const std::optional<RequestStats
 }
 
 void Generation::take_tokens(Choice& s, const Delta& delta) {
+  if (!s.tokens.empty() && !s.decoder->stopped())  // what computed the token before this delta's; before the first is the prompt
+    s.experts.insert(s.experts.end(), delta.experts.begin(), delta.experts.end());
   std::string text;
   const size_t limit = params().max_tokens ? static_cast<size_t>(*params().max_tokens) : std::numeric_limits<size_t>::max();
   for (size_t i = 0; i < delta.tokens.size() && s.tokens.size() < limit && !s.decoder->stopped(); ++i) {

@@ -35,6 +35,9 @@ struct Choice {
   std::string text;             ///< all of it so far
   std::vector<int32_t> tokens;  ///< all new ids, an EOS that ended it included
   std::vector<TokenLogprob> logprobs, prompt_logprobs;
+  /// When asked for: the experts that computed each token, [rows, MoE layers, k]. The last token was not computed any more and has none.
+  /// Streams hold only rows that no piece has told.
+  std::vector<int32_t> experts;
   FinishReason finish = FinishReason::none;
   std::string stop_text;  ///< the stop string that ended it
   int32_t stop_id = -1;

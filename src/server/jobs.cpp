@@ -149,6 +149,21 @@ std::vector<Prompt> read_prompts(const Call& call, const Params& params) {
   return prompts;
 }
 
+/// Whole answers are held in memory until their end, streams are not.
+void check_routed_experts(const Call& call, const Params& p, const std::vector<Prompt>& prompts) {
+  if (!p.return_routed_experts || p.stream) return;
+  int64_t tokens = 0;
+  for (const Prompt& prompt : prompts)
+    tokens += int64_t{std::max(p.n, p.best_of.value_or(p.n))} * room_for(p, prompt.ids.size(), call.model->context);
+  const auto ids = tokens * static_cast<int64_t>(experts_per_token(*call.model));
+  if (ids > call.app.limits().routed_experts)
+    throw ApiError(ApiCode::invalid_value,
+                   fmt::format("return_routed_experts would give up to {} ids for {} tokens, wanted at most {} in a whole answer; lower "
+                               "max_tokens, or set stream",
+                               ids, tokens, call.app.limits().routed_experts),
+                   "return_routed_experts");
+}
+
 void start_generation(Call& call, Job job, std::vector<Prompt> prompts, std::unique_ptr<AnswerWriter> writer,
                       bool continues_prompt) {
   const Params& p = job.params;
@@ -165,6 +180,7 @@ void start_generation(Call& call, Job job, std::vector<Prompt> prompts, std::uni
       throw ApiError(ApiCode::invalid_value, fmt::format("prompt {} has no tokens; give at least one", i), "prompt");
     room_for(p, prompts[i].ids.size(), call.model->context);
   }
+  check_routed_experts(call, p, prompts);
   App& app = call.app;
   const double reserved = reserve_tokens(call, p, prompts);
   const auto began = App::Clock::now();

@@ -18,6 +18,7 @@ struct ServerLimits {
   size_t token_lists = 65'536;     ///< entries of allowed_token_ids and the like
   int sequences_per_request = 64;  ///< prompts x max(n, best_of)
   int logprobs = 20;
+  int64_t routed_experts = 4 << 20;  ///< ids that a whole answer may hold
   size_t request_id_bytes = 128;
   int connections = 12'000, connections_per_address = 256;
   int header_ms = 10'000, idle_ms = 60'000, write_stall_ms = 60'000;

@@ -89,6 +89,26 @@ void write_process(Exposition& out) {
   out.plain("process_swap_bytes", "gauge", "Swapped-out memory.", status_bytes("VmSwap"));
 }
 
+/// Under our prefix alone: nobody else has these names.
+void write_experts(Exposition& out, const ExpertLoad& load) {
+  const ExpertLoad::Counts counts = load.counts(std::chrono::steady_clock::now());
+  const size_t num_layers = load.layers().size(), per_layer = std::max<size_t>(1, load.num_counts() / std::max<size_t>(1, num_layers));
+  const size_t shown = std::clamp<size_t>(Metrics::kExpertSeries / per_layer, 1, std::max<size_t>(1, num_layers));
+  std::vector<std::pair<std::string, double>> tokens, ratios;
+  for (size_t i = 0; i < num_layers; ++i) {
+    const MoeLayer& layer = load.layers()[i];
+    if (const auto ratio = imbalance(load.of_layer(counts.recent, i))) ratios.emplace_back(fmt::format("layer=\"{}\"", layer.layer), *ratio);
+    if (i > 0 && i * shown / num_layers == (i - 1) * shown / num_layers) continue;
+    const auto chosen = load.of_layer(counts.total, i).first(std::min<size_t>(static_cast<size_t>(layer.num_experts), Metrics::kExpertSeries));
+    for (size_t expert = 0; expert < chosen.size(); ++expert)
+      tokens.emplace_back(fmt::format("layer=\"{}\",expert=\"{}\"", layer.layer, expert), static_cast<double>(chosen[expert]));
+  }
+  out.value("expert_sampled_steps_total", "counter", "Steps whose experts were counted.", static_cast<double>(counts.steps));
+  out.values("expert_tokens_total", "counter", "Tokens that an expert computed in sampled steps.", tokens);
+  if (!ratios.empty())
+    out.values("expert_imbalance_ratio", "gauge", "Busiest expert over the mean of its layer, in sampled steps of the last minutes.", ratios);
+}
+
 double mean(const std::deque<double>& values) {
   return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
@@ -199,8 +219,14 @@ std::string Metrics::prometheus(const MetricsScene& scene) const {
   out.histogram("request_inference_time_seconds", "Prompt and answer.", inference_);
   out.histogram("request_prompt_tokens", "Prompt tokens per request.", prompt_tokens_);
   out.histogram("request_generation_tokens", "New tokens per request.", new_tokens_);
+  std::string text = out.take();
+  if (scene.experts && !scene.experts->layers().empty()) {
+    Exposition own(scene.model, {"conclave_"});
+    write_experts(own, *scene.experts);
+    text += own.take();
+  }
   write_process(out);
-  return out.take();
+  return text + out.take();
 }
 
 Json Metrics::window(const ServiceStatus& e) const {

@@ -37,12 +37,15 @@ class Histogram {
 struct MetricsScene {
   std::string model, state;
   ServiceStatus engine;
+  const ExpertLoad* experts = nullptr;
   int connections = 0;
   bool reference_names = false;  ///< add the reference stack's names
 };
 
 class Metrics {
  public:
+  /// Series of expert_tokens_total: where layers x experts are more, only evenly spaced layers that fit are written, the first included.
+  static constexpr size_t kExpertSeries = 1024;
   Metrics();
   void note_answer(int status, std::string_view code);
   void note_token(double ms, bool first);

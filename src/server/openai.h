@@ -27,8 +27,12 @@ nlohmann::ordered_json usage_json(const GenerationFigures& figures);
 nlohmann::ordered_json timings_json(const GenerationFigures& figures);
 /// vLLM's form: null, then {id: {logprob, rank, decoded_token}} for every further prompt token.
 nlohmann::ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, const Choice& sequence);
+/// [rows][MoE layers][k] of the experts that a sequence holds.
+nlohmann::ordered_json routed_experts_json(const ServedModel& model, const Choice& sequence);
 /// The string or token id that ended the answer, or null.
 nlohmann::ordered_json stop_reason_json(const Choice& sequence);
+/// To a chunk, where it was asked for: the rows since the last one.
+void add_experts(const Generation& generation, Choice& sequence, nlohmann::ordered_json& choice);
 std::vector<Field> openai_shared_fields();
 
 /// Frames of an OpenAI event stream, with the members that all of an answer's chunks share.

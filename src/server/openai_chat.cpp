@@ -60,6 +60,7 @@ class ChatWriter final : public EventWriter {
     Json choice = delta(s.index, {{"content", piece.text}});
     choice["logprobs"] = logprobs_json(generation, s, piece);
     if (generation.params().return_token_ids) choice["token_ids"] = ids_of(s, piece);
+    add_experts(generation, s, choice);
     stream_.choice(generation, std::move(choice));
   }
 
@@ -67,6 +68,7 @@ class ChatWriter final : public EventWriter {
     Json choice = delta(s.index, Json::object());
     choice["finish_reason"] = s.finish_name();
     choice["stop_reason"] = stop_reason_json(s);
+    add_experts(generation, s, choice);
     stream_.choice(generation, std::move(choice));
   }
 
@@ -82,6 +84,7 @@ class ChatWriter final : public EventWriter {
                      {"finish_reason", s->finish_name()},
                      {"stop_reason", stop_reason_json(*s)}};
       if (p.return_token_ids) choice["token_ids"] = s->tokens;
+      if (p.return_routed_experts) choice["routed_experts"] = routed_experts_json(generation.model(), *s);
       body["choices"].push_back(std::move(choice));
     }
     body["usage"] = usage_json(generation.figures());

@@ -56,6 +56,26 @@ Json prompt_logprobs_json(const Tokenizer& tokenizer, const Choice& sequence) {
   return list;
 }
 
+Json routed_experts_json(const ServedModel& model, const Choice& sequence) {
+  Json rows = Json::array();
+  const size_t count = experts_per_token(model) > 0 ? sequence.experts.size() / experts_per_token(model) : 0;
+  for (auto at = sequence.experts.begin(); rows.size() < count;) {
+    Json row = Json::array();
+    for (const MoeLayer& layer : model.moe_layers) {
+      row.push_back(std::vector<int32_t>(at, at + layer.top_k));
+      at += layer.top_k;
+    }
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+void add_experts(const Generation& generation, Choice& sequence, Json& choice) {
+  if (!generation.params().return_routed_experts) return;
+  choice["routed_experts"] = routed_experts_json(generation.model(), sequence);
+  sequence.experts.clear();
+}
+
 Json stop_reason_json(const Choice& sequence) {
   if (!sequence.stop_text.empty()) return sequence.stop_text;
   const bool asked = sequence.finish == FinishReason::stop && sequence.stop_id >= 0;
@@ -84,6 +104,9 @@ std::vector<Field> openai_shared_fields() {
                       ignored_field("include_obfuscation", "padding against traffic analysis")}},
           "how to stream"),
       integer_field("n", member(&Params::n), {1, 64}, "answers per prompt"),
+      boolean_field("return_routed_experts", member(&Params::return_routed_experts),
+                    "add routed_experts to each choice: [token][layer with experts][k], the experts that computed each new token; the "
+                    "last token was not computed any more and has none"),
       stop_field("stop"),
       integer_field("prompt_logprobs", member(&Params::prompt_logprobs), {0, 20},
                     "log-probabilities of the prompt's tokens, with that many alternatives"),

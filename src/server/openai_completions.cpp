@@ -96,6 +96,7 @@ class CompletionWriter final : public EventWriter {
       const auto begin = s.tokens.begin() + static_cast<std::ptrdiff_t>(piece.first_token);
       choice["token_ids"] = std::vector<int32_t>(begin, begin + static_cast<std::ptrdiff_t>(piece.token_count));
     }
+    add_experts(generation, s, choice);
     stream_.choice(generation, std::move(choice));
   }
 
@@ -103,6 +104,7 @@ class CompletionWriter final : public EventWriter {
     Json choice = opened(generation, s, "");
     choice["finish_reason"] = s.finish_name();
     choice["stop_reason"] = stop_reason_json(s);
+    add_experts(generation, s, choice);
     stream_.choice(generation, std::move(choice));
   }
 
@@ -141,6 +143,7 @@ class CompletionWriter final : public EventWriter {
       choice["logprobs"] = lists.take();
     }
     if (p.return_token_ids) choice["token_ids"] = s.tokens, choice["prompt_token_ids"] = prompt.ids;
+    if (p.return_routed_experts) choice["routed_experts"] = routed_experts_json(generation.model(), s);
     if (p.prompt_logprobs && !(p.echo && p.logprobs == p.prompt_logprobs))
       choice["prompt_logprobs"] = prompt_logprobs_json(*generation.model().tokenizer, s);
     if (prompt.dropped > 0) choice["truncated_prompt_tokens"] = prompt.dropped;

@@ -33,7 +33,7 @@ struct Params {
   bool chat_logprobs = false;
   int top_logprobs = 0;
   std::optional<int> prompt_logprobs;
-  bool echo = false, return_token_ids = false, timings = true;
+  bool echo = false, return_token_ids = false, return_routed_experts = false, timings = true;
 
   int priority = 3;
   double deadline_ms = 0;

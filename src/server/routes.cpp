@@ -52,8 +52,12 @@ void add_utility(std::vector<Route>& routes) {
   Route metrics = get("/metrics", Plane::metrics, Access::client, show_metrics, "figures as Prometheus text");
   metrics.needs_model = false;
   routes.push_back(std::move(metrics));
+  routes.push_back(get("/expert_load", Plane::all, Access::client, expert_load, "how evenly each layer's experts are used"));
+  routes.push_back(get("/expert_load/{layer}", Plane::all, Access::client, expert_load_of_layer,
+                       "how often each expert of a layer was chosen, in all and in spans of the last minutes"));
   routes.push_back(get("/openapi.json", Plane::business, Access::open, show_openapi, "this description"));
-  for (const char* path : {"/", "/page.css", "/page.js", "/markdown.js", "/favicon.svg"})
+  for (const char* path : {"/", "/page.css", "/page.js", "/experts.js", "/markdown.js", "/message.js", "/routing.js", "/store.js",
+                           "/stream.js", "/words.js", "/favicon.svg"})
     routes.push_back(get(path, Plane::business, Access::open, show_page, "the chat page"));
   routes.push_back(get("/docs", Plane::business, Access::open, show_openapi_page, "this description as a page"));
 }

@@ -25,6 +25,7 @@ struct ServedModel {
   std::vector<std::string> aliases;  ///< further names that requests may use
   std::string family, dtype, isa;
   int vocab_size = 0, num_layers = 0;
+  std::vector<MoeLayer> moe_layers;  ///< in order; the others are dense
   int context = 0;  ///< longest prompt + answer
   int max_sequences = 0;
   int64_t created = 0;  ///< Unix time of the start
@@ -39,5 +40,8 @@ struct ServedModel {
   /// Its id, an alias, or a placeholder of clients that name no model.
   bool answers_to(const std::string& name) const;
 };
+
+/// Ids that one token's row of routed_experts holds.
+size_t experts_per_token(const ServedModel& model);
 
 }  // namespace conclave

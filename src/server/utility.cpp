@@ -210,6 +210,9 @@ void server_info(Call& call) {
   const ServedModel& m = *call.model;
   const Params p = openai_defaults(m);
   const ServiceStatus s = m.engine->status();
+  Json moe = Json::array();
+  for (const MoeLayer& layer : m.moe_layers)
+    moe.push_back({{"layer", layer.layer}, {"num_experts", layer.num_experts}, {"top_k", layer.top_k}});
   call.answer({{"version", call.app.options().version},
                {"model",
                 {{"id", m.id},
@@ -218,6 +221,7 @@ void server_info(Call& call) {
                  {"dtype", m.dtype},
                  {"vocab_size", m.vocab_size},
                  {"num_layers", m.num_layers},
+                 {"moe_layers", std::move(moe)},
                  {"max_model_len", m.context},
                  {"isa", m.isa}}},
                {"engine",
@@ -249,6 +253,7 @@ Json limits_json(const ServerLimits& l) {
           {"bad_words", l.bad_words},
           {"sequences_per_request", l.sequences_per_request},
           {"logprobs", l.logprobs},
+          {"routed_experts", l.routed_experts},
           {"connections", l.connections},
           {"connections_per_address", l.connections_per_address},
           {"header_ms", l.header_ms},
@@ -265,7 +270,10 @@ void show_metrics(Call& call) {
   scene.state = name_of(call.app.state());
   scene.reference_names = call.app.options().reference_profile;
   scene.connections = call.app.connections ? call.app.connections() : 0;
-  if (call.model) scene.model = call.model->id, scene.engine = call.model->engine->status();
+  if (call.model) {
+    scene.model = call.model->id, scene.engine = call.model->engine->status();
+    scene.experts = call.model->engine->expert_load();
+  }
   HttpResponse response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   response.body = call.app.metrics().prometheus(scene);
@@ -280,7 +288,7 @@ void show_page(Call& call) {
   response.headers = {{"Content-Security-Policy",
                        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri "
                        "'none'; form-action 'none'; "
-                       "frame-ancestors 'none'"},
+                       "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"},
                       {"Referrer-Policy", "no-referrer"},
                       {"Cache-Control", "no-cache"}};
   call.respond(std::move(response));

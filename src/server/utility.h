@@ -17,6 +17,8 @@ void health_load(Call& call);
 void show_version(Call& call);
 void server_info(Call& call);
 void show_metrics(Call& call);
+void expert_load(Call& call);
+void expert_load_of_layer(Call& call);
 void show_openapi(Call& call);
 void show_openapi_page(Call& call);
 void show_page(Call& call);

@@ -24,9 +24,11 @@ struct DemoServer {
     options.max_sequences = 8;
     options.max_context = 512;
     options.block_size = 16;
+    options.expert_sampling = 1;
     auto engine = std::make_unique<Engine>(files.spec, *files.source, options);
     model = demo_model();
     model->context = 512;
+    model->moe_layers = moe_layers(files.spec);
     model->engine = std::make_unique<ServicePort>(std::move(engine), ServiceOptions{});
     ServerSetup setup;
     setup.addresses = {{"127.0.0.1", 0, Plane::all}};
@@ -135,6 +137,115 @@ TEST(Demo, ScoresAddUp) {
     EXPECT_GE(l["top_logprobs"][i].size(), 3u);
     for (const auto& [token, value] : l["top_logprobs"][i].items()) EXPECT_LE(value, 0.0);
   }
+}
+
+/// Chunks of a stream, put together.
+Json routed_in_stream(const Reply& r, size_t* tokens) {
+  Json rows = Json::array();
+  auto events = r.events();
+  EXPECT_EQ(events.back(), "[DONE]");
+  events.pop_back();
+  for (const std::string& e : events) {
+    const Json choice = Json::parse(e)["choices"].at(0);
+    if (choice.contains("token_ids")) *tokens += choice["token_ids"].size();
+    if (!choice.contains("routed_experts")) continue;
+    EXPECT_LE(rows.size() + choice["routed_experts"].size(), *tokens) << "a row came before its token";
+    for (const Json& row : choice["routed_experts"]) rows.push_back(row);
+  }
+  return rows;
+}
+
+TEST(Demo, TellsWhichExpertsComputedEachToken) {
+  DemoServer s;
+  Json body = kQuestion;
+  const Reply plain = post(s.port(), "/v1/chat/completions", body);
+  EXPECT_FALSE(plain.json()["choices"][0].contains("routed_experts")) << "only who asks is told";
+  body["return_routed_experts"] = true;
+  body["return_token_ids"] = true;
+  const Json choice = post(s.port(), "/v1/chat/completions", body).json()["choices"][0];
+  EXPECT_EQ(choice["message"], plain.json()["choices"][0]["message"]);
+  const Json& rows = choice["routed_experts"];
+  ASSERT_EQ(rows.size(), choice["token_ids"].size() - 1) << "the EOS token was not computed";
+  for (const Json& row : rows) {
+    ASSERT_EQ(row.size(), 4u) << "layers";
+    for (const Json& experts : row) {
+      ASSERT_EQ(experts.size(), 2u);
+      EXPECT_LT(experts[0], experts[1]);
+      EXPECT_GE(experts[0], 0);
+      EXPECT_LT(experts[1], 8);
+    }
+  }
+  body["stream"] = true;
+  size_t tokens = 0;
+  EXPECT_EQ(routed_in_stream(post(s.port(), "/v1/chat/completions", body), &tokens), rows);
+  EXPECT_EQ(tokens, choice["token_ids"].size());
+
+  Json completion = {{"prompt", "Tom has the"}, {"temperature", 0}, {"max_tokens", 6}, {"n", 2}, {"ignore_eos", true}};
+  completion["return_routed_experts"] = true;
+  const Json both = post(s.port(), "/v1/completions", completion).json()["choices"];
+  ASSERT_EQ(both[0]["routed_experts"].size(), 5u) << "the last token was not computed";
+  EXPECT_EQ(both[0]["routed_experts"], both[1]["routed_experts"]);
+  Json longer = completion;  // with the first new token as part of the prompt, the others keep their rows
+  longer["prompt"] = s.model->tokenizer->encode("Tom has the", {});
+  longer["n"] = 1, longer["max_tokens"] = 1, longer["return_token_ids"] = true;
+  longer["prompt"].push_back(post(s.port(), "/v1/completions", longer).json()["choices"][0]["token_ids"][0]);
+  longer["max_tokens"] = 5;
+  const Json rest = post(s.port(), "/v1/completions", longer).json()["choices"][0]["routed_experts"];
+  EXPECT_EQ(rest, Json(std::vector<Json>(both[0]["routed_experts"].begin() + 1, both[0]["routed_experts"].end())));
+  completion["stream"] = true, completion["n"] = 1, completion["return_token_ids"] = true;
+  tokens = 0;
+  EXPECT_EQ(routed_in_stream(post(s.port(), "/v1/completions", completion), &tokens), both[0]["routed_experts"]);
+}
+
+TEST(Demo, BoundsWholeAnswersWithExperts) {
+  DemoServer s;
+  const Json body = {{"prompt", "Tom"}, {"max_tokens", 400}, {"n", 64}, {"return_routed_experts", true}, {"stop", {" "}}};
+  EXPECT_EQ(post(s.port(), "/v1/completions", body).status, 200) << "64 x 400 x 8 ids are few";
+  ServerSetup setup;
+  setup.options.limits.routed_experts = 100;
+  setup.addresses = {{"127.0.0.1", 0, Plane::all}};
+  Server tight(std::move(setup), s.log);
+  tight.app().publish(s.model);
+  Json small = {{"prompt", "Tom"}, {"max_tokens", 12}, {"temperature", 0}, {"return_routed_experts", true}};
+  EXPECT_EQ(post(tight.ports().front(), "/v1/completions", small).status, 200);
+  small["max_tokens"] = 13;
+  const Reply refused = post(tight.ports().front(), "/v1/completions", small);
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(refused.json()["error"]["param"], "return_routed_experts") << refused.body;
+  EXPECT_NE(refused.body.find("104"), std::string::npos) << refused.body;
+  small["stream"] = true;
+  EXPECT_EQ(post(tight.ports().front(), "/v1/completions", small).status, 200) << "streams are not held";
+  tight.ask_stop(true);
+}
+
+TEST(Demo, ShowsTheExpertsLoad) {
+  DemoServer s;
+  const Json before = request(s.port(), "GET", "/expert_load").json();
+  EXPECT_EQ(before["sampled_steps"], 0);
+  EXPECT_EQ(before["every_steps"], 1);
+  ASSERT_EQ(before["layers"].size(), 4u);
+  EXPECT_TRUE(before["layers"][0]["imbalance"].is_null());
+  const Json answer = post(s.port(), "/v1/completions", {{"prompt", "Tom has the red ball."}, {"max_tokens", 1}, {"temperature", 0}}).json();
+  const auto prompt = answer["usage"]["prompt_tokens"].get<uint64_t>();
+  const Json layer = request(s.port(), "GET", "/expert_load/1").json();
+  EXPECT_EQ(layer["num_experts"], 8);
+  uint64_t sum = 0, history = 0, most = 0;
+  for (const Json& n : layer["total"]) sum += n.get<uint64_t>(), most = std::max(most, n.get<uint64_t>());
+  for (const Json& span : layer["history"])
+    for (const Json& n : span["tokens"]) history += n.get<uint64_t>();
+  EXPECT_EQ(sum, 2 * prompt) << "each token chooses two";
+  EXPECT_EQ(history, sum);
+  EXPECT_DOUBLE_EQ(layer["imbalance"].get<double>(), static_cast<double>(most) * 8 / static_cast<double>(sum));
+  for (const char* path : {"/expert_load/9", "/expert_load/-1", "/expert_load/x", "/expert_load/1x", "/expert_load/99999999999"}) {
+    const Reply r = request(s.port(), "GET", path);
+    EXPECT_EQ(r.status, 400) << path;
+    EXPECT_EQ(r.json()["error"]["code"], "invalid_value") << path;
+  }
+  EXPECT_NE(request(s.port(), "GET", "/metrics").body.find("conclave_expert_imbalance_ratio"), std::string::npos);
+  const Json info = request(s.port(), "GET", "/server_info").json()["model"]["moe_layers"];
+  EXPECT_EQ(info[3], (Json{{"layer", 3}, {"num_experts", 8}, {"top_k", 2}}));
+  const TestServer uncounted;
+  EXPECT_EQ(request(uncounted.port(), "GET", "/expert_load").json()["error"]["code"], "endpoint_not_supported");
 }
 
 TEST(Demo, EngineRefusalsAreTheClients) {

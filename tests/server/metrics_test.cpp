@@ -73,6 +73,60 @@ TEST(Metrics, ShowsWhatWasNoted) {
     EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text.substr(0, 3000);
 }
 
+std::vector<std::string> series(const std::string& text, const std::string& family) {
+  std::vector<std::string> found;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);)
+    if (line.starts_with(family + "{")) found.push_back(line);
+  return found;
+}
+
+TEST(Metrics, ShowsTheExpertsLoad) {
+  ExpertLoad load({{.layer = 1, .num_experts = 2, .top_k = 1}, {.layer = 2, .num_experts = 2, .top_k = 1}}, 4);
+  MetricsScene s = scene();
+  s.model = "m";
+  s.experts = &load;
+  EXPECT_TRUE(series(Metrics().prometheus(s), "conclave_expert_imbalance_ratio").empty()) << "nothing was sampled yet";
+  load.add(std::vector<uint32_t>{3, 1, 0, 0}, std::chrono::steady_clock::now());
+  const std::string text = Metrics().prometheus(s);
+  for (const char* line : {"conclave_expert_sampled_steps_total{model_name=\"m\"} 1\n",
+                           "conclave_expert_tokens_total{model_name=\"m\",layer=\"1\",expert=\"0\"} 3\n",
+                           "conclave_expert_tokens_total{model_name=\"m\",layer=\"2\",expert=\"1\"} 0\n",
+                           "conclave_expert_imbalance_ratio{model_name=\"m\",layer=\"1\"} 1.5\n"})
+    EXPECT_NE(text.find(line), std::string::npos) << line;
+  EXPECT_EQ(series(text, "conclave_expert_imbalance_ratio").size(), 1u) << "layer 2 was not used";
+  EXPECT_EQ(text.find("vllm:expert"), std::string::npos);
+}
+
+/// Whatever the model's shape, the experts add no more series than that.
+TEST(Metrics, BoundsTheExpertsSeries) {
+  struct Shape {
+    int layers, experts;
+    size_t shown_layers;
+  };
+  for (const Shape& shape : {Shape{58, 256, 4}, Shape{60, 160, 6}, Shape{28, 64, 16}, Shape{32, 8, 32}, Shape{16, 64, 16}, Shape{2, 4000, 1}}) {
+    std::vector<MoeLayer> layers;
+    for (int l = 0; l < shape.layers; ++l) layers.push_back({.layer = l + 3, .num_experts = shape.experts, .top_k = 2});
+    ExpertLoad load(layers, 1);
+    load.add(std::vector<uint32_t>(load.num_counts(), 1), std::chrono::steady_clock::now());
+    MetricsScene s = scene();
+    s.experts = &load;
+    const std::string text = Metrics().prometheus(s);
+    const auto tokens = series(text, "conclave_expert_tokens_total");
+    std::set<std::string> shown;
+    const std::regex layer("layer=\"([0-9]+)\"");
+    for (const std::string& line : tokens) {
+      std::smatch found;
+      ASSERT_TRUE(std::regex_search(line, found, layer)) << line;
+      shown.insert(found[1]);
+    }
+    EXPECT_LE(tokens.size(), Metrics::kExpertSeries);
+    EXPECT_EQ(shown.size(), shape.shown_layers) << shape.layers << " x " << shape.experts;
+    EXPECT_TRUE(shown.contains("3")) << "the first layer";
+    EXPECT_EQ(series(text, "conclave_expert_imbalance_ratio").size(), static_cast<size_t>(shape.layers));
+  }
+}
+
 TEST(Metrics, WindowKeepsTheLastThousand) {
   Metrics metrics;
   for (int i = 0; i < 1000; ++i) metrics.note_token(1000, false);

@@ -1,14 +1,16 @@
 #!/bin/sh
-# Installs the Debian packages that a purpose needs: packages.sh build|test|bench. Does nothing when all are there.
+# Installs the Debian packages that a purpose needs: packages.sh build|test|bench|clients. Does nothing when all are there.
 # Without root or sudo it prints the line to run and stops.
 set -eu
 build="g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libtomlplusplus-dev libutf8proc-dev libpcre2-dev libedit-dev libboost-dev libssl-dev pkg-config libzmq3-dev libhwloc-dev"
 tests="libgtest-dev clang libclang-rt-14-dev python3 python3-venv xz-utils openssl curl libopenmpi-dev openmpi-bin"
+clients="python3-venv chromium fonts-dejavu-core"
 case "${1:-build}" in
   build) wanted=$build ;;
   test) wanted="$build $tests" ;;
   bench) wanted="$build libbenchmark-dev libopenmpi-dev openmpi-bin" ;;
-  *) echo "usage: packages.sh build|test|bench" >&2; exit 2 ;;
+  clients) wanted=$clients ;;
+  *) echo "usage: packages.sh build|test|bench|clients" >&2; exit 2 ;;
 esac
 missing=""
 for package in $wanted; do
