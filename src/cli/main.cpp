@@ -26,6 +26,8 @@ std::span<const CommandEntry> commands() {
       {"template", "render a chat template", make_template},
       {"inspect", "show what a model is, its parameters and the memory it needs", make_inspect},
       {"bench", "measure speed against this machine's limits", make_bench},
+      {"perf", "time prompts and generation at fixed lengths and batch sizes", make_perf},
+      {"plot", "draw curves of performance files", make_plot},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
       {"docs", "print the option reference", make_docs, true},
