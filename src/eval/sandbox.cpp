@@ -417,6 +417,10 @@ std::string language_obstacle(Language language) {
 
 SandboxResult run_sandboxed(Language language, std::string_view program, const SandboxLimits& limits,
                             const std::function<bool()>& cancelled) {
+  if (program.size() > limits.disk_bytes / 2) {
+    throw Error(Error::Kind::bad_input, fmt::format("a program of {} bytes is more than half of the {} bytes of disk that it may use",
+                                                    program.size(), limits.disk_bytes));
+  }
   require_children_lists();
   SandboxPlan plan = make_plan(commands_of(language, program), limits, language == Language::java);
   plan.file_name = plan.steps.size() == 1 && language == Language::go ? "main_test.go" : tool_of(language).file_name;

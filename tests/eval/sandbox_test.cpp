@@ -157,6 +157,25 @@ TEST_F(Sandbox, GivesEveryProgramAFreshWorldAndTheSameResult) {
   EXPECT_EQ(first.out.substr(0, 15), "['program.py'] ") << first.out;
 }
 
+TEST_F(Sandbox, OrdinaryProgramsFindWhatTheyExpect) {
+  const char* text = R"(
+import collections, concurrent.futures, copy, datetime, fractions, hashlib, itertools, json, math, os, random, re, shutil, string, subprocess, sys, tempfile
+with tempfile.TemporaryDirectory() as folder:
+    with open(os.path.join(folder, 'a'), 'w') as f: f.write('text')
+    shutil.copy2(os.path.join(folder, 'a'), os.path.join(folder, 'b'))
+    assert sorted(os.listdir(folder)) == ['a', 'b']
+with concurrent.futures.ThreadPoolExecutor(4) as pool: assert list(pool.map(math.isqrt, [4, 9])) == [2, 3]
+assert subprocess.run(['sort'], input='b\na\n', capture_output=True, text=True, check=True).stdout == 'a\nb\n'
+assert hashlib.md5(b'x').hexdigest() and random.random() < 1 and datetime.datetime.now().year > 2000
+assert sys.stdin.read() == '' and os.path.exists('/dev/null')
+print('fine')
+)";
+  const SandboxResult result = run_sandboxed(Language::python, text, {.run_s = 30});
+  EXPECT_EQ(result.out, "fine\n") << result.err;
+  EXPECT_EQ(error_of([] { run_sandboxed(Language::python, std::string(1000, '#'), {.disk_bytes = 1000}); }),
+            "a program of 1000 bytes is more than half of the 1000 bytes of disk that it may use");
+}
+
 TEST_F(Sandbox, RunsInSeveralThreadsAtOnce) {
   std::vector<std::thread> threads;
   std::vector<SandboxResult> results(12);

@@ -3,7 +3,7 @@
 # Without root or sudo it prints the line to run and stops.
 set -eu
 build="g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libtomlplusplus-dev libutf8proc-dev libpcre2-dev libedit-dev libboost-dev libssl-dev pkg-config"
-tests="libgtest-dev clang libclang-rt-14-dev python3 xz-utils"
+tests="libgtest-dev clang libclang-rt-14-dev python3 xz-utils gnuplot-nox"
 case "${1:-build}" in
   build) wanted=$build ;;
   test) wanted="$build $tests" ;;
