@@ -71,6 +71,8 @@ std::string require_tool(std::string_view name, Language language) {
   return found;
 }
 
+bool is_go_test(std::string_view text) { return text.find("testing.T") != std::string_view::npos; }
+
 /// The commands that turn the text into a result: at most "compile" and "run".
 std::vector<std::vector<std::string>> commands_of(Language language, std::string_view text) {
   const std::string tool = require_tool(tool_of(language).program, language);
@@ -87,7 +89,7 @@ std::vector<std::vector<std::string>> commands_of(Language language, std::string
     }
     case Language::javascript: return {{tool, "--max-old-space-size=384", "program.js"}};
     case Language::go:
-      if (text.find("testing.T") != std::string_view::npos) return {{tool, "test", "main_test.go"}};
+      if (is_go_test(text)) return {{tool, "test", "-c", "-o", "program", "main_test.go"}, {"/tmp/program"}};
       return {{tool, "build", "-o", "program", "main.go"}, {"/tmp/program"}};
   }
   return {};
@@ -360,7 +362,7 @@ SandboxPlan make_plan(std::vector<std::vector<std::string>> commands, const Sand
   plan.uid = kInnerId;
   plan.drops_groups = ::geteuid() == 0;
   plan.environment = {"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "PYTHONHASHSEED=0",
-                      "GOCACHE=/tmp/go-cache", "GOPATH=/tmp/go", "GO111MODULE=off", "GOTOOLCHAIN=local", "GOMAXPROCS=2"};
+                      "GOCACHE=/tmp/go-cache", "GOPATH=/tmp/go:/usr/share/gocode", "GO111MODULE=off", "GOTOOLCHAIN=local", "GOMAXPROCS=2"};
   if (!commands.empty())  // a Java runtime looks for its libraries beside /proc/self/exe, which is not there
     plan.environment.push_back("LD_LIBRARY_PATH=" + (fs::path(commands[0][0]).parent_path().parent_path() / "lib").string());
   for (std::string& entry : plan.environment) plan.envp.push_back(entry.data());
@@ -423,7 +425,7 @@ SandboxResult run_sandboxed(Language language, std::string_view program, const S
   }
   require_children_lists();
   SandboxPlan plan = make_plan(commands_of(language, program), limits, language == Language::java);
-  plan.file_name = plan.steps.size() == 1 && language == Language::go ? "main_test.go" : tool_of(language).file_name;
+  plan.file_name = language == Language::go && is_go_test(program) ? "main_test.go" : tool_of(language).file_name;
   plan.text = program;
   return Box(std::move(plan), limits, cancelled).run();
 }

@@ -45,9 +45,10 @@ std::string sandbox_obstacle();
 /// Why `language` cannot be run ("" when it can): the tool that was looked for on PATH. Tools outside /usr are not seen inside.
 std::string language_obstacle(Language language);
 
-/// Runs `program`, the text of one source file: `python3`, `g++ -std=c++11` and its result, `javac` and class Main, `node`, or `go test` for
-/// a text with Test functions and `go run` else. Nothing is read from standard input. `cancelled` is polled.
-/// Throws bad_input for a text that would fill half the disk, unsupported when the sandbox or the language's tool is missing (see the obstacles above), internal when the system fails.
+/// Runs `program`, the text of one source file: `python3`, `g++ -std=c++11` and its result, `javac` and class Main, `node`, or `go build`
+/// and its result (`go test -c` for a text that uses testing.T; further packages come from /usr/share/gocode). Nothing is read from
+/// standard input. `cancelled` is polled. Throws bad_input for a text that would fill half the disk, unsupported when the sandbox or the
+/// language's tool is missing (see the obstacles above), internal when the system fails.
 SandboxResult run_sandboxed(Language language, std::string_view program, const SandboxLimits& limits = {},
                             const std::function<bool()>& cancelled = {});
 

@@ -157,6 +157,19 @@ TEST_F(Sandbox, GivesEveryProgramAFreshWorldAndTheSameResult) {
   EXPECT_EQ(first.out.substr(0, 15), "['program.py'] ") << first.out;
 }
 
+TEST_F(Sandbox, GoTestsAreRunAsTests) {
+  skip_without(Language::go);
+  if (IsSkipped()) return;
+  const auto run = [](const char* wanted) {
+    return run_sandboxed(Language::go, fmt::format("package main\nimport \"testing\"\nfunc f(a int) int {{ return a + 1 }}\nfunc TestF(t *testing.T) {{ if f(1) != {} {{ t.Fatal(\"no\") }} }}\n", wanted), {.run_s = 30});
+  };
+  EXPECT_TRUE(run("2").succeeded());
+  const SandboxResult wrong = run("3");
+  EXPECT_TRUE(wrong.compiled);
+  EXPECT_EQ(wrong.code, 1);
+  EXPECT_NE(wrong.out.find("FAIL: TestF"), std::string::npos) << wrong.out;
+}
+
 TEST_F(Sandbox, OrdinaryProgramsFindWhatTheyExpect) {
   const char* text = R"(
 import collections, concurrent.futures, copy, datetime, fractions, hashlib, itertools, json, math, os, random, re, shutil, string, subprocess, sys, tempfile
