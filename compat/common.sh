@@ -6,6 +6,7 @@ elif [ -x "$compat/../build/conclave" ]; then conclave=$compat/../build/conclave
 else conclave=conclave
 fi
 
+host_share=""  # of a world over several hosts: "WORLD HOSTS FIRST MASTER"
 say() { echo "compat: $*" >&2; }
 refuse() { say "error: $*"; exit 2; }
 
@@ -68,7 +69,25 @@ visible_devices() {
   echo ${#ids[@]}
 }
 
+# run_host WORLD HOSTS FIRST MASTER COMMAND...: this host's share of a world over several hosts, one process per rank.
+run_host() {
+  local world=$1 hosts=$2 first=$3 master=$4 rank code=0 pids=()
+  shift 4
+  for rank in "$world" "$hosts" "$first"; do [[ $rank =~ ^[0-9]+$ ]] || refuse "\"$rank\" stands where a number is wanted: RANK_TABLE WORLD_SIZE HOSTS FIRST_RANK MASTER_ADDR"; done
+  [ "$hosts" -ge 1 ] && [ $((world % hosts)) = 0 ] && [ $((first + world / hosts)) -le "$world" ] ||
+    refuse "$world ranks from $first on do not divide among $hosts hosts"
+  has_option "$1" ranks || refuse "$world ranks on $hosts hosts were asked for, but this build runs one rank"
+  say "ranks $first to $((first + world / hosts - 1)) of $world: $(printf '%q ' "${conclave##*/}" "$@")"
+  for ((rank = first; rank < first + world / hosts; rank++)); do
+    RANK=$rank LOCAL_RANK=$((rank - first)) WORLD_SIZE=$world MASTER_ADDR=$master MASTER_PORT=${MASTER_PORT:-12345} "$conclave" "$@" &
+    pids+=($!)
+  done
+  for rank in "${pids[@]}"; do wait "$rank" || code=$?; done
+  exit "$code"
+}
+
 run() {
+  [ -z "$host_share" ] || run_host $host_share "$@"
   say "$(printf '%q ' "${conclave##*/}" "$@")"
   exec "$conclave" "$@"
 }

@@ -78,7 +78,13 @@ case $name:$found in
   *) refuse "model name is \"$name\", but $model/config.json says model_type \"$found\"; wanted deepseek, mixtral, ernie_moe, deepseekv2 or deepseekv3, and the model of that name" ;;
 esac
 chips=${1:-}
-[[ $chips =~ ^[0-9]+$ ]] || refuse "\"$chips\" stands where the number of chips is wanted; for several hosts start \`mpirun -n WORLD conclave ...\` or set WORLD_SIZE, RANK and MASTER_ADDR"
+if ! [[ $chips =~ ^[0-9]+$ ]]; then  # RANK_TABLE WORLD_SIZE HOSTS FIRST_RANK MASTER_ADDR
+  [ $# -ge 5 ] || refuse "\"$chips\" stands where the number of chips is wanted, or for several hosts RANK_TABLE WORLD_SIZE HOSTS FIRST_RANK MASTER_ADDR"
+  say "the rank table $chips is not needed: ranks find each other through the master's address"
+  host_share="$2 $3 $4 $5" chips=$2
+  [[ $chips =~ ^[0-9]+$ ]] || refuse "\"$chips\" stands where the number of ranks is wanted"
+  shift 4
+fi
 shift
 
 case $mode in performance | performance_maxbs) command=perf ;; *_single) command=run ;; *) command=eval ;; esac
@@ -95,10 +101,10 @@ if [[ ${1:-} == \[* ]]; then
     case ${names[i]} in dp | pp | cp) others=$((others * sizes[i])) ;; esac
   done
   [ "${sizes[1]:--1}" -ge 1 ] || ranks+=(--tp $((chips / others)))
-  rank_layout $command
+  [ -n "$host_share" ] || rank_layout $command
   shift
-else
-  rank_options $command "$chips"
+elif [ -n "$host_share" ]; then ranks=(--tp "$chips")
+else rank_options $command "$chips"
 fi
 if [ $# -ge 1 ]; then options+=(--max-position-embeddings "$1"); shift; fi
 [ $# -eq 0 ] || refuse "unexpected: $*"

@@ -194,7 +194,7 @@ class PerfCommand : public Command {
       part.model = report.model;
       part.results.push_back(result);
     }
-    for (const auto& [batch, part] : by_batch) write_pair(fmt::format("performance_{}_batch{}_tp1", layout(), batch), part, run);
+    for (const auto& [batch, part] : by_batch) write_pair(fmt::format("performance_{}_batch{}_tp{}", layout(), batch, tp()), part, run);
   }
 
   int find_batches(const std::vector<PerfCase>& lengths, const Run& run) const {
@@ -218,8 +218,8 @@ class PerfCommand : public Command {
       run.console.out.line(fmt::format("[{},{}]: {}", lengths[i].input, lengths[i].output, search.best ? search.best->what.batch : 0));
     }
     if (perf_.csv.empty()) {
-      write_text(folder_ / fmt::format("performance_maxbs_{}_tp1_round_result.csv", layout()), perf_csv(rounds), run);
-      write_text(folder_ / fmt::format("performance_maxbs_{}_tp1_final_result.csv", layout()), perf_csv(best), run);
+      write_text(folder_ / fmt::format("performance_maxbs_{}_tp{}_round_result.csv", layout(), tp()), perf_csv(rounds), run);
+      write_text(folder_ / fmt::format("performance_maxbs_{}_tp{}_final_result.csv", layout(), tp()), perf_csv(best), run);
     } else {
       write_file(perf_.csv, perf_csv(best));
     }
@@ -267,6 +267,7 @@ class PerfCommand : public Command {
     return 1;
   }
 
+  int tp() const { return std::max(1, parallel_.tp); }
   std::string layout() const { return options_.kv == "contiguous" ? "fa" : "pa"; }
 
   std::vector<std::string> positionals_;

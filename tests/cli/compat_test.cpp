@@ -134,10 +134,19 @@ TEST_F(Compat, TheHarnessRefusesWhatItCannotDo) {
   refused("pa_fp16 performance 1 mixtral " + mixtral() + " 8", "[[input,output],...]");
   refused("pa_fp16 performance [[16,4]] 1 deepseek " + mixtral() + " 8", "model_type \"mixtral\"");
   refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral(), "missing");
-  refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " rank_table.json 16 2 0 127.0.0.1", "several hosts");
+  refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " rank_table.json 16 2", "HOSTS FIRST_RANK MASTER_ADDR");
+  refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " rank_table.json 16 3 0 127.0.0.1", "do not divide among 3 hosts");
+  refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " rank_table.json 16 two 0 127.0.0.1", "\"two\" stands where a number");
   refused("pa_fp16 performance [[16,4]] 1 mixtral lora x " + mixtral() + " 8", "lora");
   refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " 8 [1,2,3,4,5,6,7,8,9]", "at most 8 numbers");
   refused("pa_fp16 simplified_GSM8K 1 mixtral " + mixtral() + " 8", "conclave kl");
+}
+
+TEST_F(Compat, SeveralHostsAreRefusedByABuildOfOneRank) {
+  if (sh("$CONCLAVE perf --help").out.find("--ranks") != std::string::npos) GTEST_SKIP() << "this build runs several ranks";
+  const ProcessResult r = sh("bash compat/modeltest/run.sh pa_bf16 performance [[16,4]] 1 ernie_moe " + ernie() + " rank_table.json 16 2 8 127.0.0.1");
+  EXPECT_EQ(r.exit_code, 2);
+  EXPECT_NE(r.err.find("16 ranks on 2 hosts were asked for, but this build runs one rank"), std::string::npos) << r.err;
 }
 
 TEST_F(Compat, AccuracyOfAllGuides) {
