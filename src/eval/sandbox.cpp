@@ -189,12 +189,13 @@ class Box {
  private:
   void start() {
     plan_.out = out_.write.get(), plan_.err = err_.write.get(), plan_.go = go_.read.get(), plan_.report = report_.write.get();
+    plan_.compiler_out = compiler_out_.write.get(), plan_.compiler_err = compiler_err_.write.get();
     constexpr unsigned long kFlags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD;
     const long child = ::syscall(SYS_clone, kFlags, nullptr, nullptr, nullptr, nullptr);
     if (child == 0) sandbox_child(plan_);
     if (child < 0) no_sandbox("making user, mount, process, network, IPC and host-name namespaces", errno);
     child_ = static_cast<pid_t>(child);
-    for (Pipe* pipe : {&out_, &err_, &report_}) {
+    for (Pipe* pipe : {&out_, &err_, &compiler_out_, &compiler_err_, &report_}) {
       pipe->write.close();
       ::fcntl(pipe->read.get(), F_SETFL, O_NONBLOCK);
     }
@@ -223,15 +224,15 @@ class Box {
     constexpr int kPollMs = 5;
     deadline_ = Clock::now() + std::chrono::seconds(30);  // for the set-up
     for (bool open = true; open;) {
-      pollfd waits[] = {{report_.read.get(), POLLIN, 0}, {out_.read.get(), POLLIN, 0}, {err_.read.get(), POLLIN, 0}};
-      ::poll(waits, 3, kPollMs);
-      take(out_.read, result_.out);
-      take(err_.read, result_.err);
+      pollfd waits[] = {{report_.read.get(), POLLIN, 0}, {out_.read.get(), POLLIN, 0}, {err_.read.get(), POLLIN, 0},
+                        {compiler_out_.read.get(), POLLIN, 0}, {compiler_err_.read.get(), POLLIN, 0}};
+      ::poll(waits, std::size(waits), kPollMs);
+      take_outputs();
       open = take_reports();
       if (!open) return;
       if (Clock::now() > deadline_) return stop(SandboxResult::End::timed_out);
       if (cancelled_ && cancelled_()) return stop(SandboxResult::End::cancelled);
-      const size_t used = memory_in_use();
+      const size_t used = running() ? memory_in_use() : 0;
       result_.peak_bytes = std::max(result_.peak_bytes, used);
       if (used > limits_.memory_bytes) return stop(SandboxResult::End::out_of_memory);
     }
@@ -260,23 +261,26 @@ class Box {
     const bool last = step + 1 == static_cast<int>(plan_.steps.size());
     begun_ = Clock::now();
     deadline_ = begun_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(last ? limits_.run_s : limits_.compile_s));
-    result_.out.clear(), result_.err.clear();
-    result_.truncated = false;
   }
 
-  void take(const Descriptor& pipe, std::string& text) {
+  void take_outputs() {
+    take(out_.read, result_.out, result_.truncated);
+    take(err_.read, result_.err, result_.truncated);
+    take(compiler_out_.read, compiler_.out, compiler_.truncated);
+    take(compiler_err_.read, compiler_.err, compiler_.truncated);
+  }
+  void take(const Descriptor& pipe, std::string& text, bool& truncated) const {
     std::array<char, 65536> buffer;
     for (int round = 0; round < 64; ++round) {  // a program that writes without end must not hold up the watch
       const ssize_t count = ::read(pipe.get(), buffer.data(), buffer.size());
       if (count <= 0) return;
       const size_t kept = std::min(static_cast<size_t>(count), limits_.output_bytes - std::min(limits_.output_bytes, text.size()));
       text.append(buffer.data(), kept);
-      result_.truncated = result_.truncated || kept < static_cast<size_t>(count);
+      truncated = truncated || kept < static_cast<size_t>(count);
     }
   }
   void drain() {
-    take(out_.read, result_.out);
-    take(err_.read, result_.err);
+    take_outputs();
     take_reports();
   }
 
@@ -289,18 +293,15 @@ class Box {
     child_ = -1;
   }
 
-  /// Private and shared memory and page tables of the first process and its descendants; one that lost its parent is a child of the first.
+  /// Private and shared memory and page tables of the program and its descendants; one that lost its parent is a child of the first process,
+  /// whose own memory is a copy of ours and does not count.
   size_t memory_in_use() const {
     constexpr size_t kMost = 8192;
     size_t kilobytes = 0;
     std::vector<pid_t> processes{child_};
     for (size_t i = 0; i < processes.size() && processes.size() < kMost; ++i) {
       const std::string folder = fmt::format("/proc/{}", processes[i]);
-      std::ifstream status(folder + "/status");
-      for (std::string line; std::getline(status, line);) {
-        if (line.starts_with("RssAnon:") || line.starts_with("RssShmem:") || line.starts_with("VmPTE:"))
-          kilobytes += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
-      }
+      if (i > 0) kilobytes += kilobytes_of(folder);
       std::error_code error;
       for (fs::directory_iterator thread(folder + "/task", error), end; !error && thread != end; thread.increment(error)) {
         std::ifstream children(thread->path() / "children");
@@ -309,6 +310,16 @@ class Box {
     }
     return kilobytes * 1024;
   }
+  static size_t kilobytes_of(const std::string& process) {
+    size_t sum = 0;
+    std::ifstream status(process + "/status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.starts_with("RssAnon:") || line.starts_with("RssShmem:") || line.starts_with("VmPTE:"))
+        sum += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
+    }
+    return sum;
+  }
+  bool running() const { return begun_ != Clock::time_point{} && (!ended_ || ended_->step < step_); }
 
   SandboxResult verdict() {
     if (failure_) {
@@ -320,6 +331,7 @@ class Box {
     result_.seconds = begun_ == Clock::time_point{} ? 0 : std::chrono::duration<double>(Clock::now() - begun_).count();
     const auto steps = static_cast<int>(plan_.steps.size());
     result_.compiled = step_ + 1 >= steps;
+    if (!result_.compiled) result_.out = compiler_.out, result_.err = compiler_.err, result_.truncated = compiler_.truncated;
     if (stopped_) return std::move(result_);
     if (!ended_ || ended_->step != step_) {
       if (steps == 0) return std::move(result_);
@@ -335,9 +347,9 @@ class Box {
   SandboxPlan plan_;
   const SandboxLimits& limits_;
   const std::function<bool()>& cancelled_;
-  Pipe out_, err_, go_, report_;
+  Pipe out_, err_, compiler_out_, compiler_err_, go_, report_;
   pid_t child_ = -1;
-  SandboxResult result_;
+  SandboxResult result_, compiler_;
   std::optional<SandboxReport> failure_, ended_;
   int step_ = 0;
   bool stopped_ = false;

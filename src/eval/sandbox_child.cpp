@@ -22,7 +22,7 @@
 namespace conclave {
 namespace {
 
-constexpr int kGo = 3, kReport = 4, kFirstFree = 5;
+constexpr int kGo = 3, kReport = 4, kCompilerOut = 5, kCompilerErr = 6, kFirstFree = 7;
 
 void say(const SandboxReport& report) {
   ssize_t ignored = ::write(kReport, &report, sizeof report);
@@ -44,7 +44,7 @@ void take_descriptors(const SandboxPlan& plan) {
   constexpr auto stage = SandboxStage::start;
   constexpr int kAbove = 64;
   const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
-  const int from[] = {null, plan.out, plan.err, plan.go, plan.report};
+  const int from[] = {null, plan.out, plan.err, plan.go, plan.report, plan.compiler_out, plan.compiler_err};
   int lifted[std::size(from)];
   for (size_t i = 0; i < std::size(from); ++i) lifted[i] = ::fcntl(from[i], F_DUPFD_CLOEXEC, kAbove);
   for (int i = 0; i < kFirstFree; ++i) {
@@ -154,17 +154,21 @@ void set_limits(const SandboxPlan& plan, const SandboxStep& step) {
 [[noreturn]] void become(const SandboxPlan& plan, int index) {
   const SandboxStep& step = plan.steps[static_cast<size_t>(index)];
   ::setsid();
+  if (index + 1 < static_cast<int>(plan.steps.size())) {
+    require(::dup2(kCompilerOut, STDOUT_FILENO) >= 0 && ::dup2(kCompilerErr, STDERR_FILENO) >= 0, SandboxStage::start, index);
+  }
   set_limits(plan, step);
   ::execve(step.argv[0], step.argv.data(), plan.envp.data());
   fail(SandboxStage::exec, index);
 }
 
-/// Runs one command to its end; also buries what others leave behind. Its wait status.
+/// Runs one command to its end; also buries what others leave behind. Its wait status. vfork returns when the program has taken the place of
+/// what may be a copy of a large process: from the report on, its memory is its own.
 int run_step(const SandboxPlan& plan, int index) {
-  say({.kind = SandboxReport::Kind::started, .stage = SandboxStage::exec, .step = index, .value = 0});
-  const auto child = static_cast<pid_t>(::syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
-  require(child >= 0, SandboxStage::fork, index);
+  const pid_t child = ::vfork();
   if (child == 0) become(plan, index);
+  require(child > 0, SandboxStage::fork, index);
+  say({.kind = SandboxReport::Kind::started, .stage = SandboxStage::exec, .step = index, .value = 0});
   for (;;) {
     int status = 0;
     const pid_t ended = ::wait4(-1, &status, 0, nullptr);

@@ -38,6 +38,7 @@ struct SandboxPlan {
   uid_t uid = 0;  ///< inside
   bool drops_groups = false;
   int out = -1, err = -1, go = -1, report = -1;  ///< descriptors of the child's side
+  int compiler_out = -1, compiler_err = -1;      ///< of every step but the last
 };
 
 enum class SandboxStage : uint8_t {

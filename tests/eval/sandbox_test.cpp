@@ -189,6 +189,17 @@ print('fine')
             "a program of 1000 bytes is more than half of the 1000 bytes of disk that it may use");
 }
 
+TEST_F(Sandbox, TheMemoryOfTheStarterIsNotTheProgramsOwn) {
+  const std::vector<char> weights(size_t{400} << 20, 1);
+  for (int i = 0; i < 10; ++i) {
+    const SandboxResult result = run_sandboxed(Language::python, "print('fine')", kSmall);
+    EXPECT_EQ(result.out, "fine\n");
+    EXPECT_EQ(result.end, End::exited);
+    EXPECT_LT(result.peak_bytes, size_t{100} << 20);
+  }
+  EXPECT_EQ(weights[12345], 1);
+}
+
 TEST_F(Sandbox, RunsInSeveralThreadsAtOnce) {
   std::vector<std::thread> threads;
   std::vector<SandboxResult> results(12);
