@@ -55,6 +55,8 @@ std::unique_ptr<Command> make_template();
 std::unique_ptr<Command> make_inspect();
 std::unique_ptr<Command> make_bench();
 std::unique_ptr<Command> make_bench_serve();
+std::unique_ptr<Command> make_perf();
+std::unique_ptr<Command> make_plot();
 std::unique_ptr<Command> make_synth();
 std::unique_ptr<Command> make_quantize();
 std::unique_ptr<Command> make_split();

@@ -53,8 +53,9 @@ std::vector<Answer> Generator::run(std::vector<Request> requests) {
     if (tokenizer_) lives[i].decoder.emplace(*tokenizer_, stop_);
     index_of[engine_.submit(std::move(requests[i]))] = i;
   }
+  const bool hold = prompts_first && lives.size() <= static_cast<size_t>(engine_.options().max_sequences);
   bool cancelled = false;
-  size_t reported = 0;
+  size_t reported = 0, started = 0;
   while (!engine_.idle() || reported < lives.size()) {
     if (interrupts_.raised() && !cancelled) {
       for (const auto& [id, index] : index_of) {
@@ -65,12 +66,18 @@ std::vector<Answer> Generator::run(std::vector<Request> requests) {
     const auto start = Clock::now();
     const std::vector<Delta> deltas = engine_.step();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    bool prefill = deltas.empty();
+    bool prefill = deltas.empty() || (hold && started < lives.size());
     for (const Delta& delta : deltas) {
       Live& live = lives[index_of.at(delta.id)];
+      const bool first = live.answer.output_ids.empty() && (!delta.tokens.empty() || delta.finish != FinishReason::none);
       prefill = prefill || live.answer.output_ids.empty();
+      started += first;
+      if (hold && first) engine_.pause(delta.id, true);
       take(live, delta);
       if (delta.finish != FinishReason::none) finish(live, delta);
+    }
+    if (hold && started == lives.size()) {
+      for (const auto& [id, index] : index_of) engine_.pause(id, false);
     }
     (prefill ? times_.prefill : times_.decode).push_back(seconds);
     for (; reported < lives.size() && lives[reported].answer.done; ++reported) {

@@ -22,7 +22,8 @@ struct Answer {
   bool done = false;
 };
 
-/// Seconds of every step. A step that gives some request its first token, or none a token, counts as prefill.
+/// Seconds of every step. A step counts as prefill until every request has its first token, where prompts come first; else when it gives some
+/// request its first token, or none a token.
 struct StepTimes {
   std::vector<double> prefill, decode;
 };
@@ -32,6 +33,9 @@ class Generator {
   /// `tokenizer` may be null: texts are then empty. References must outlive the generator.
   Generator(Engine& engine, const Tokenizer* tokenizer, std::vector<std::string> stop, const Interrupts& interrupts);
 
+  /// Requests that have a first token wait for the others' prompts, as in the reference stack, so that no measured step mixes the two.
+  /// Without effect when there are more requests than run at once.
+  bool prompts_first = false;
   std::function<void(size_t index, std::string_view piece)> on_text;  ///< new text of a request
   std::function<void(size_t index, const Answer& answer)> on_answer;  ///< finished requests, in index order
 

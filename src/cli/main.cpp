@@ -27,6 +27,8 @@ std::span<const CommandEntry> commands() {
       {"inspect", "show what a model is, its parameters and the memory it needs", make_inspect},
       {"bench", "measure speed against this machine's limits", make_bench},
       {"bench serve", "measure a running server under load", make_bench_serve},
+      {"perf", "time prompts and generation at fixed lengths and batch sizes", make_perf},
+      {"plot", "draw curves of performance files", make_plot},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
       {"split", "cut a model folder for a fixed number of ranks, or join it again", make_split},

@@ -82,6 +82,7 @@ class RunCommand : public Command {
     const uint64_t logits_hash = run_.benchmark ? dummy_pass(*engine, requests.front().prompt) : 0;
     records.observe(*engine);
     Generator generator(*engine, tokenizer.get(), run_.stop, interrupts);
+    generator.prompts_first = run_.benchmark.has_value();
     return report(generator, requests, {*engine, records, tokenizer == nullptr, model.random, logits_hash}, console);
   }
 

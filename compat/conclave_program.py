@@ -1,0 +1,42 @@
+"""What the wrappers in Python share: where the program is, as common.sh says it."""
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+here = os.path.dirname(os.path.abspath(__file__))
+
+
+def program():
+    built = os.path.join(here, "..", "build", "conclave")
+    return os.environ.get("CONCLAVE") or (built if os.access(built, os.X_OK) else shutil.which("conclave") or "conclave")
+
+
+def say(text):
+    print("compat: " + text, file=sys.stderr, flush=True)
+
+
+def refuse(text):
+    say("error: " + text)
+    sys.exit(2)
+
+
+def help_of(*command):
+    try:
+        return subprocess.run([program(), *command, "--help"], capture_output=True, text=True).stdout
+    except OSError as e:
+        refuse(f"{program()} cannot be started: {e.strerror}; build it or name it with CONCLAVE")
+
+
+def needs_command(name, wrapper):
+    if f"\n  {name} " not in help_of():
+        refuse(f"this build has no `conclave {name}`, which {wrapper} needs")
+
+
+def run(arguments):
+    say("conclave " + shlex.join(arguments))
+    try:
+        os.execvp(program(), [program(), *arguments])
+    except OSError as e:
+        refuse(f"{program()} cannot be started: {e.strerror}; build it or name it with CONCLAVE")
