@@ -26,6 +26,7 @@ std::span<const CommandEntry> commands() {
       {"template", "render a chat template", make_template},
       {"inspect", "show what a model is, its parameters and the memory it needs", make_inspect},
       {"bench", "measure speed against this machine's limits", make_bench},
+      {"eval", "score a model on data sets", make_eval},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
       {"docs", "print the option reference", make_docs, true},
