@@ -83,7 +83,7 @@ std::string debug_csv(const Task& task, std::span<const ItemLine> lines) {
   for (const ItemLine& line : lines) {
     if (line.contains("skipped")) continue;
     const ItemPlan plan = task.plan(line.at("index").get<size_t>());
-    const double score = line.at("score").get<double>();
+    const double score = line.at("score").is_null() ? 0.0 : line.at("score").get<double>();
     const std::string pass = score == 1.0 ? "True" : score == 0.0 ? "False" : fmt::format("{}", score);
     const std::string fields[] = {plan.key,
                                   plan.text,
@@ -103,13 +103,15 @@ std::filesystem::path write_result_files(const ResultPlace& place, const Task& t
   const std::string stem = fmt::format("{}_pa_batch{}_tp{}_", summary.title, place.batch_size, place.ranks);
   const std::filesystem::path result = place.folder / "results" / branch / (stem + "full_result.csv");
   const std::filesystem::path debug = place.folder / "debug" / branch / (stem + "debug_info.csv");
-  for (const auto& file : {result, debug}) {
+  const auto write = [](const std::filesystem::path& file, const std::string& text) {
     std::error_code error;
     std::filesystem::create_directories(file.parent_path(), error);
     if (error) throw Error(Error::Kind::internal, fmt::format("--output: cannot make {}: {}", file.parent_path().string(), error.message()));
-  }
-  write_file(result, result_csv(summary));
-  write_file(debug, debug_csv(task, lines));
+    write_file(file, text);
+  };
+  write(result, result_csv(summary));
+  write(debug, debug_csv(task, lines));
+  for (const TextFile& file : task.files(lines, place.model)) write(place.folder / "data" / branch / file.name, file.content);
   return result;
 }
 

@@ -23,7 +23,8 @@ constexpr int kMostConnections = 64;
 /// One connection: the requests of one query after the other.
 class Connection {
  public:
-  Connection(const HttpUrl& url, const Tokenizer& tokenizer) : client_(url), tokenizer_(tokenizer), name_(fmt::format("{}:{}", url.host, url.port)) {}
+  Connection(const HttpUrl& url, const Tokenizer& tokenizer, const std::vector<int32_t>& eos_ids)
+      : client_(url), tokenizer_(tokenizer), eos_ids_(eos_ids), name_(fmt::format("{}:{}", url.host, url.port)) {}
 
   Json get(std::string_view path) { return checked(client_.get(path), path); }
 
@@ -81,8 +82,10 @@ class Connection {
   void read_text(const Query& query, const Json& ids, Reply& reply) const {
     StreamDecoder decoder(tokenizer_, query.stop);
     for (const Json& id : ids) {
-      if (decoder.stopped()) break;
-      reply.tokens.push_back(id.get<int32_t>());
+      const auto token = id.get<int32_t>();
+      const bool ends = std::find(eos_ids_.begin(), eos_ids_.end(), token) != eos_ids_.end();  // servers list the end id too
+      if (decoder.stopped() || ends) break;
+      reply.tokens.push_back(token);
       reply.text += decoder.push(reply.tokens.back());
     }
     reply.text += decoder.finish();
@@ -90,6 +93,7 @@ class Connection {
 
   HttpClient client_;
   const Tokenizer& tokenizer_;
+  const std::vector<int32_t>& eos_ids_;
   std::string name_;
 };
 
@@ -97,7 +101,7 @@ class ServerRunner final : public Runner {
  public:
   ServerRunner(const HttpUrl& url, const Tokenizer& tokenizer, RunnerOptions options)
       : url_(url), tokenizer_(tokenizer), options_(std::move(options)) {
-    const Json models = guarded([&] { return Connection(url_, tokenizer_).get("/v1/models").at("data"); });
+    const Json models = guarded([&] { return Connection(url_, tokenizer_, options_.eos_ids).get("/v1/models").at("data"); });
     if (models.empty()) throw Error(Error::Kind::bad_input, fmt::format("the server {}:{} serves no model", url.host, url.port));
     guarded([&] {
       model_ = models.at(0).at("id").get<std::string>();
@@ -114,7 +118,7 @@ class ServerRunner final : public Runner {
     size_t count = 0;
     const auto work = [&] {
       try {
-        Connection connection(url_, tokenizer_);
+        Connection connection(url_, tokenizer_, options_.eos_ids);
         for (;;) {
           std::optional<Query> query;
           size_t index = 0;

@@ -15,7 +15,7 @@ struct Entry {
 };
 constexpr Entry kTasks[] = {
     {"boolq", make_boolq}, {"mmlu", make_mmlu}, {"ceval", make_ceval}, {"cmmlu", make_cmmlu},
-    {"gsm8k", make_gsm8k}, {"gpqa", make_gpqa}, {"aime2024", make_aime},
+    {"gsm8k", make_gsm8k}, {"gpqa", make_gpqa}, {"truthfulqa", make_truthfulqa}, {"aime2024", make_aime},
 };
 
 }  // namespace

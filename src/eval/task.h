@@ -61,6 +61,10 @@ struct Metric {
   double scale = 1;  ///< of the mean that is shown
 };
 
+struct TextFile {
+  std::string name, content;
+};
+
 class Task {
  public:
   virtual ~Task() = default;
@@ -74,6 +78,8 @@ class Task {
   /// Categories of a group; a category's value is the mean over its groups' values or over its items.
   virtual std::vector<std::string> categories(std::string_view) const { return {}; }
   virtual bool mean_of_groups() const { return false; }
+  /// Further files that the reference stack writes for this task; `model` as its columns are named.
+  virtual std::vector<TextFile> files(std::span<const nlohmann::ordered_json>, std::string_view) const { return {}; }
   /// What the reader of the score must know ("1200 of 3270 items have no title").
   virtual std::vector<std::string> notes() const { return {}; }
 };

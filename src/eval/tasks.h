@@ -10,6 +10,7 @@ std::unique_ptr<Task> make_ceval(const TaskOptions& options, const PromptEncoder
 std::unique_ptr<Task> make_cmmlu(const TaskOptions& options, const PromptEncoder& encoder);
 std::unique_ptr<Task> make_gpqa(const TaskOptions& options, const PromptEncoder& encoder);
 std::unique_ptr<Task> make_gsm8k(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_truthfulqa(const TaskOptions& options, const PromptEncoder& encoder);
 std::unique_ptr<Task> make_aime(const TaskOptions& options, const PromptEncoder& encoder);
 
 /// The last ids of a carrier sentence that ends with " yes" and of one that ends with " no".
