@@ -27,6 +27,8 @@ std::span<const CommandEntry> commands() {
       {"inspect", "show what a model is, its parameters and the memory it needs", make_inspect},
       {"bench", "measure speed against this machine's limits", make_bench},
       {"eval", "score a model on data sets", make_eval},
+      {"ppl", "measure the perplexity of a text", make_ppl},
+      {"kl", "measure how far two models are apart on a text", make_kl},
       {"synth", "write a checkpoint with random weights", make_synth},
       {"quantize", "convert a model folder to integer weights", make_quantize},
       {"docs", "print the option reference", make_docs, true},

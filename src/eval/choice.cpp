@@ -197,7 +197,7 @@ class Cmmlu final : public Exam {
   }
   std::string name() const override { return "cmmlu"; }
   std::string title() const override { return "CMMLU"; }
-  bool mean_of_groups() const override { return true; }
+  Total total() const override { return Total::groups; }
 
   ItemPlan plan(size_t index) const override {
     ItemPlan item = plan_of(index);

@@ -107,22 +107,25 @@ SummaryRow row_of(SummaryRow::Kind kind, std::string name, const std::vector<Met
   return row;
 }
 
-/// Mean of the groups' means, with the error that follows from theirs.
-SummaryRow mean_of(SummaryRow::Kind kind, std::string name, const std::vector<const SummaryRow*>& groups, size_t metrics) {
-  SummaryRow row{kind, std::move(name), std::vector<Estimate>(metrics)};
-  const auto n = static_cast<double>(groups.size());
+/// Mean of the rows' means, each counted once or by its number of items, with the error that follows from theirs.
+SummaryRow mean_of(SummaryRow::Kind kind, std::string name, const std::vector<const SummaryRow*>& rows, size_t metrics, bool by_items) {
+  SummaryRow out{kind, std::move(name), std::vector<Estimate>(metrics)};
   for (size_t m = 0; m < metrics; ++m) {
-    Estimate& out = row.values[m];
-    for (const SummaryRow* group : groups) {
-      const Estimate& one = group->values[m];
-      out.count += one.count;
-      out.sum += one.sum;
-      out.mean += one.mean / n;
-      out.error += one.error * one.error / (n * n);
+    Estimate& e = out.values[m];
+    double weights = 0;
+    for (const SummaryRow* row : rows) {
+      const Estimate& one = row->values[m];
+      const double weight = one.count == 0 ? 0 : by_items ? static_cast<double>(one.count) : 1;
+      e.count += one.count;
+      e.sum += one.sum;
+      e.mean += weight * one.mean;
+      e.error += weight * weight * one.error * one.error;
+      weights += weight;
     }
-    out.error = std::sqrt(out.error);
+    if (weights > 0) e.mean /= weights;
+    e.error = weights > 0 ? std::sqrt(e.error) / weights : 0;
   }
-  return row;
+  return out;
 }
 
 }  // namespace
@@ -183,12 +186,17 @@ Summary summarize(const Task& task, std::span<const ItemLine> lines) {
     }
   }
   const size_t n = summary.metrics.size();
-  const bool macro = task.mean_of_groups();
-  summary.rows.push_back(macro ? mean_of(SummaryRow::Kind::total, "total", every_row, n)
+  const bool macro = task.total() != Task::Total::items;
+  summary.rows.push_back(macro ? mean_of(SummaryRow::Kind::total, "total", every_row, n, false)
                                : row_of(SummaryRow::Kind::total, "total", summary.metrics, all));
   for (const std::string& category : category_order)
-    summary.rows.push_back(macro ? mean_of(SummaryRow::Kind::category, category, category_rows[category], n)
+    summary.rows.push_back(macro ? mean_of(SummaryRow::Kind::category, category, category_rows[category], n, false)
                                  : row_of(SummaryRow::Kind::category, category, summary.metrics, category_lines[category]));
+  if (task.total() == Task::Total::weighted_categories) {
+    std::vector<const SummaryRow*> rows;
+    for (size_t i = 1; i < summary.rows.size(); ++i) rows.push_back(&summary.rows[i]);
+    summary.rows[0] = mean_of(SummaryRow::Kind::total, "total", rows, n, true);
+  }
   for (SummaryRow& row : group_rows) summary.rows.push_back(std::move(row));
   return summary;
 }

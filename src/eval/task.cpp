@@ -15,7 +15,8 @@ struct Entry {
 };
 constexpr Entry kTasks[] = {
     {"boolq", make_boolq}, {"mmlu", make_mmlu}, {"ceval", make_ceval}, {"cmmlu", make_cmmlu},
-    {"gsm8k", make_gsm8k}, {"gpqa", make_gpqa}, {"truthfulqa", make_truthfulqa}, {"aime2024", make_aime},
+    {"gsm8k", make_gsm8k}, {"gpqa", make_gpqa}, {"truthfulqa", make_truthfulqa}, {"aime2024", make_aime}, {"humaneval", make_humaneval}, {"humaneval_x", make_humaneval_x}, {"longbench", make_longbench},
+    {"longbench_e", make_longbench_e}, {"needlebench", make_needlebench}, {"demo", make_demo},
 };
 
 }  // namespace

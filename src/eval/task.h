@@ -75,9 +75,14 @@ class Task {
   virtual ItemPlan plan(size_t index) const = 0;
   virtual Judgement judge(size_t index, std::span<const Reply> replies) const = 0;
   virtual std::vector<Metric> metrics() const { return {{"score", "accuracy"}}; }
-  /// Categories of a group; a category's value is the mean over its groups' values or over its items.
   virtual std::vector<std::string> categories(std::string_view) const { return {}; }
-  virtual bool mean_of_groups() const { return false; }
+  /// What totals and categories are the mean of.
+  enum class Total : uint8_t {
+    items,
+    groups,               ///< of the groups' means
+    weighted_categories,  ///< categories of their groups' means, the total of the categories by their numbers of items
+  };
+  virtual Total total() const { return Total::items; }
   /// Further files that the reference stack writes for this task; `model` as its columns are named.
   virtual std::vector<TextFile> files(std::span<const nlohmann::ordered_json>, std::string_view) const { return {}; }
   /// What the reader of the score must know ("1200 of 3270 items have no title").

@@ -12,6 +12,12 @@ std::unique_ptr<Task> make_gpqa(const TaskOptions& options, const PromptEncoder&
 std::unique_ptr<Task> make_gsm8k(const TaskOptions& options, const PromptEncoder& encoder);
 std::unique_ptr<Task> make_truthfulqa(const TaskOptions& options, const PromptEncoder& encoder);
 std::unique_ptr<Task> make_aime(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_humaneval(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_humaneval_x(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_longbench(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_longbench_e(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_needlebench(const TaskOptions& options, const PromptEncoder& encoder);
+std::unique_ptr<Task> make_demo(const TaskOptions& options, const PromptEncoder& encoder);
 
 /// The last ids of a carrier sentence that ends with " yes" and of one that ends with " no".
 std::pair<int32_t, int32_t> yes_no_ids(const PromptEncoder& encoder);
