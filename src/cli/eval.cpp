@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/engine_start.h"
 #include "cli/eval_options.h"
+#include "cli/judge.h"
 #include "cli/model_files.h"
 #include "cli/model_options.h"
 #include "cli/progress.h"
@@ -54,8 +55,11 @@ class EvalCommand : public Command {
     if (!tokenizer) refuse("the model has no tokenizer; evaluation needs texts");
     const PromptEncoder encoder(*tokenizer, chat_template(model, console));
     std::vector<std::unique_ptr<Task>> tasks;
-    const TaskOptions task_options = task_options_of(eval_, model.spec);
-    for (const std::string& name : split_names(eval_.tasks)) tasks.push_back(make_task(name, task_options, encoder));
+    TaskOptions task_options = task_options_of(eval_, model.spec);
+    for (const std::string& name : split_names(eval_.tasks)) {
+      if (name.starts_with("humaneval") && !task_options.judge) task_options.judge = make_judge([&] { return interrupts.raised(); });
+      tasks.push_back(make_task(name, task_options, encoder));
+    }
     const auto [engine, runner] = open_runner(model, *tokenizer, tasks, interrupts, console);
     return run(tasks, *runner, model, console);
   }
