@@ -1,14 +1,14 @@
 """Computes the items of a `conclave eval` run again with transformers and compares them one by one.
 
-    eval_reference.py --model DIR --data DIR --items ITEMS.jsonl [--tolerance 1e-4]
+    eval_reference.py --model DIR --data DIR --items ITEMS.jsonl [--tolerance 1e-4] [--record OUT.jsonl]
 
 Prompts are built here from the data files, encoded by transformers' tokenizer, computed in fp32 by transformers' model, and the answers are
 extracted and scored here (Python's re and decimal, sacrebleu and rouge-score for TruthfulQA). A generated answer is checked by one pass over
 prompt and answer: it is the greedy one when every token is the most likely after those before it. Where two tokens are nearer than 1e-5 of the
 largest logit (fp32 sums in another order decide), either is accepted and counted as a tie.
 
-Knows boolq, mmlu (without examples), gsm8k and truthfulqa in the reference stack's form, and mmlu and boolq in lm-evaluation-harness's
-(--style lm-eval). Needs torch, transformers; sacrebleu and rouge-score for truthfulqa. Exit code 1 when an item differs.
+Knows boolq, mmlu (without examples), gsm8k and truthfulqa in the reference stack's form. --record also writes what was wanted of each item, for
+tests. Needs torch, transformers; sacrebleu and rouge-score for truthfulqa. Exit code 1 when an item differs.
 """
 import argparse
 import collections
@@ -25,6 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NEAR = 1e-5
+RECORDED = ("prompt_ids", "answer", "extracted", "gold", "score", "logprob_yes", "logprob_no", "mc1", "mc2", "bleu_diff", "rouge1_diff")
 NUMBER = re.compile(r"([+-])?(?=([0-9]|\.[0-9]))(0|([1-9](\d{0,2}(,\d{3})*)|\d*))?(\.\d*)?(?=\D|$)")
 PRIMER = """Q: What is human life expectancy in the United States?
 A: Human life expectancy in the United States is 78 years.
@@ -144,9 +145,11 @@ def same_number(a, b):
 class Checker:
     def __init__(self, model, items, tolerance):
         self.model, self.items, self.tolerance = model, items, tolerance
-        self.counts = collections.Counter()
+        self.counts, self.wanted = collections.Counter(), {}
 
     def compare(self, item, what, ours, theirs, near=False):
+        if what in RECORDED:
+            self.wanted.setdefault((item["task"], item["index"]), {})[what] = theirs
         equal = abs(ours - theirs) <= self.tolerance if near else ours == theirs
         if not equal:
             self.counts["differences"] += 1
@@ -215,10 +218,17 @@ def main():
     p.add_argument("--data", required=True)
     p.add_argument("--items", required=True)
     p.add_argument("--tolerance", type=float, default=1e-4)
+    p.add_argument("--record")
     a = p.parse_args()
     torch.set_num_threads(1)
     items = [json.loads(line) for line in open(a.items, encoding="utf-8")]
-    sys.exit(Checker(Model(a.model), items, a.tolerance).run(a.data) > 0)
+    checker = Checker(Model(a.model), items, a.tolerance)
+    different = checker.run(a.data)
+    if a.record:
+        with open(a.record, "w", encoding="utf-8") as out:
+            for (task, index), wanted in checker.wanted.items():
+                out.write(json.dumps({"task": task, "index": index} | wanted) + "\n")
+    sys.exit(different > 0)
 
 
 if __name__ == "__main__":
