@@ -65,7 +65,7 @@ HttpUrl parse_http_url(std::string_view text) {
   return url;
 }
 
-std::string_view HttpResponse::header(std::string_view name) const {
+std::string_view HttpAnswer::header(std::string_view name) const {
   const auto found = std::find_if(headers.begin(), headers.end(), [&](const auto& h) { return equal_caseless(h.first, name); });
   return found == headers.end() ? std::string_view() : std::string_view(found->second);
 }
@@ -79,14 +79,14 @@ struct HttpClient::Connection {
 
   Connection(HttpUrl u, int timeout_s) : url(std::move(u)), timeout(timeout_s) {}
 
-  HttpResponse exchange(http::request<http::string_body> request, const Headers& headers, const OnEvent* on_event);
+  HttpAnswer exchange(http::request<http::string_body> request, const Headers& headers, const OnEvent* on_event);
   void dress(http::request<http::string_body>& request, const Headers& headers) const;
   /// Runs one asynchronous operation to its end or to the time limit.
   template <class Start>
   ErrorCode await(Start&& start);
   bool send(const http::request<http::string_body>& request, bool reused);
   void connect();
-  HttpResponse read_answer(Parser& parser, const OnEvent* on_event);
+  HttpAnswer read_answer(Parser& parser, const OnEvent* on_event);
   void close();
   [[noreturn]] void fail(std::string_view doing, const ErrorCode& cause) const;
 };
@@ -146,7 +146,7 @@ bool HttpClient::Connection::send(const http::request<http::string_body>& reques
   return !e;
 }
 
-HttpResponse HttpClient::Connection::exchange(http::request<http::string_body> request, const Headers& headers, const OnEvent* on_event) {
+HttpAnswer HttpClient::Connection::exchange(http::request<http::string_body> request, const Headers& headers, const OnEvent* on_event) {
   if (!is_plain(view(request.target())) || request.target().find(' ') != beast::string_view::npos)
     throw Error(Error::Kind::bad_input, fmt::format("path '{}': blanks and control characters cannot be sent", view(request.target())));
   dress(request, headers);
@@ -165,7 +165,7 @@ HttpResponse HttpClient::Connection::exchange(http::request<http::string_body> r
     if (send(request, reused)) {
       const ErrorCode e = await([&](auto done) { http::async_read_header(stream, buffer, parser, done); });
       if (!e) {
-        HttpResponse response = read_answer(parser, on_event);
+        HttpAnswer response = read_answer(parser, on_event);
         if (parser.is_done() && parser.keep_alive()) closer.connection = nullptr;
         return response;
       }
@@ -175,8 +175,8 @@ HttpResponse HttpClient::Connection::exchange(http::request<http::string_body> r
   }
 }
 
-HttpResponse HttpClient::Connection::read_answer(Parser& parser, const OnEvent* on_event) {
-  HttpResponse response;
+HttpAnswer HttpClient::Connection::read_answer(Parser& parser, const OnEvent* on_event) {
+  HttpAnswer response;
   response.status = parser.get().result_int();
   for (const auto& field : parser.get())
     response.headers.emplace_back(view(field.name_string()), view(field.value()));
@@ -199,17 +199,17 @@ HttpResponse HttpClient::Connection::read_answer(Parser& parser, const OnEvent* 
 HttpClient::HttpClient(HttpUrl url, int timeout_s) : connection_(std::make_unique<Connection>(std::move(url), timeout_s)) {}
 HttpClient::~HttpClient() = default;
 
-HttpResponse HttpClient::get(std::string_view path, const Headers& headers) {
+HttpAnswer HttpClient::get(std::string_view path, const Headers& headers) {
   const std::string target = connection_->url.prefix + std::string(path);
   return connection_->exchange({http::verb::get, target, 11}, headers, nullptr);
 }
 
-HttpResponse HttpClient::post(std::string_view path, std::string_view body, const Headers& headers) {
+HttpAnswer HttpClient::post(std::string_view path, std::string_view body, const Headers& headers) {
   const std::string target = connection_->url.prefix + std::string(path);
   return connection_->exchange({http::verb::post, target, 11, std::string(body)}, headers, nullptr);
 }
 
-HttpResponse HttpClient::stream(std::string_view path, std::string_view body, const std::function<bool(std::string_view)>& on_event,
+HttpAnswer HttpClient::stream(std::string_view path, std::string_view body, const std::function<bool(std::string_view)>& on_event,
                                 const Headers& headers) {
   const std::string target = connection_->url.prefix + std::string(path);
   return connection_->exchange({http::verb::post, target, 11, std::string(body)}, headers, &on_event);

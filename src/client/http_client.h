@@ -16,7 +16,7 @@ struct HttpUrl {
 };
 HttpUrl parse_http_url(std::string_view text);
 
-struct HttpResponse {
+struct HttpAnswer {
   int status = 0;
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;  ///< empty when it was given to on_event piece by piece
@@ -30,11 +30,11 @@ class HttpClient {
   /// Connects at the first request. `timeout_s` bounds each wait for the peer.
   explicit HttpClient(HttpUrl url, int timeout_s = 600);
   ~HttpClient();
-  HttpResponse get(std::string_view path, const Headers& headers = {});
-  HttpResponse post(std::string_view path, std::string_view body, const Headers& headers = {});
+  HttpAnswer get(std::string_view path, const Headers& headers = {});
+  HttpAnswer post(std::string_view path, std::string_view body, const Headers& headers = {});
   /// Server-sent events as they come: `on_event` gets the data of each (comments left out) and ends the exchange by returning false, which
   /// closes the connection. An answer that is no event stream comes back whole in `body`.
-  HttpResponse stream(std::string_view path, std::string_view body, const std::function<bool(std::string_view data)>& on_event,
+  HttpAnswer stream(std::string_view path, std::string_view body, const std::function<bool(std::string_view data)>& on_event,
                       const Headers& headers = {});
 
  private:

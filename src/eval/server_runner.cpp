@@ -60,7 +60,7 @@ class Connection {
     return checked(client_.post(path, body.dump(), {{"Content-Type", "application/json"}}), path).at("choices").at(0);
   }
 
-  Json checked(const HttpResponse& response, std::string_view path) const {
+  Json checked(const HttpAnswer& response, std::string_view path) const {
     if (response.status != 200)
       fail(fmt::format("{}{} answered {}: {}", name_, path, response.status, response.body.substr(0, 500)));
     return parse_json(response.body, fmt::format("{}{}", name_, path), {.max_bytes = size_t{256} << 20});

@@ -123,7 +123,7 @@ TEST(HttpUrl, NamesHostPortAndPrefix) {
 TEST(HttpClient, KeepsItsConnection) {
   ScriptedServer server({{{{whole("one", "X-Thing: a\r\n")}}, {{whole("two")}}}});
   HttpClient client(server.url("/api"));
-  const HttpResponse first = client.get("/x", {{"Authorization", "Bearer k"}});
+  const HttpAnswer first = client.get("/x", {{"Authorization", "Bearer k"}});
   EXPECT_EQ(first.status, 200);
   EXPECT_EQ(first.body, "one");
   EXPECT_EQ(first.header("x-thing"), "a");
@@ -165,7 +165,7 @@ TEST(HttpClient, GivesEventsAsTheyCome) {
   ScriptedServer server({{{pieces}, {{whole("after")}}}});
   HttpClient client(server.url());
   std::vector<std::string> events;
-  const HttpResponse response = client.stream("/s", "{}", [&](std::string_view data) {
+  const HttpAnswer response = client.stream("/s", "{}", [&](std::string_view data) {
     events.emplace_back(data);
     return true;
   });
@@ -187,7 +187,7 @@ TEST(HttpClient, LeavesAStreamWhenToldTo) {
 TEST(HttpClient, ReturnsAnAnswerThatIsNoStreamWhole) {
   ScriptedServer server({{{{"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"}}}});
   HttpClient client(server.url());
-  const HttpResponse response = client.stream("/s", "{}", [](std::string_view) -> bool { throw std::logic_error("no event was sent"); });
+  const HttpAnswer response = client.stream("/s", "{}", [](std::string_view) -> bool { throw std::logic_error("no event was sent"); });
   EXPECT_EQ(response.status, 400);
   EXPECT_EQ(response.body, "{}");
 }

@@ -95,7 +95,7 @@ TEST(Programs, AreCutWhereSomethingElseBegins) {
   EXPECT_EQ(humaneval_program("def f():\n", "    return 1", "def check(c):\n  assert c() == 1", "f"),
             "def f():\n    return 1\ndef check(c):\n  assert c() == 1\ncheck(f)");
   EXPECT_EQ(cut_generation("  return 1;\n}\nint main() {\n}\n junk", "cpp"), "  return 1;\n}\nint main() {\n}");
-  EXPECT_EQ(cut_generation("    return a;\n    }\n}\n    public static void main(String[] a) { }", "java"), "    return a;\n    }\n}");
+  EXPECT_EQ(cut_generation("    return a;\n    }\n}\n    public static void main(String[] a) { }", "java"), "    return a;\n    }\n}\n    }");
   EXPECT_EQ(cut_generation("  return 1\n}\nfunc main() {\n}", "go"), "  return 1\n}");
   EXPECT_EQ(cut_generation("    return 1\n\nprint(1)", "python"), "    return 1\n");
 }
