@@ -3,6 +3,7 @@
 // moment.
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "core/log.h"
@@ -11,8 +12,9 @@ namespace conclave {
 
 class Progress {
  public:
-  /// `label`: what is being done ("loading"). Amounts are bytes; rate and remaining time are shown too.
-  Progress(std::string label, const Log& log);
+  enum class Unit : uint8_t { bytes, items };
+  /// `label`: what is being done ("loading"). Rate and remaining time are shown too.
+  Progress(std::string label, const Log& log, Unit unit = Unit::bytes);
   ~Progress();  ///< removes an unfinished bar
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -23,6 +25,7 @@ class Progress {
   using Clock = std::chrono::steady_clock;
   std::string label_;
   const Log& log_;
+  Unit unit_;
   bool terminal_, drawn_ = false;
   Clock::time_point start_, next_;
 };
