@@ -477,7 +477,7 @@ Engine::Trace Engine::trace(std::span<const int32_t> prompt, int max_new_tokens,
   for (int t = 0; t < max_new_tokens; ++t) {
     if (t > 0) {
       const StepPlan plan = lone_step({&trace.greedy_tokens.back(), 1}, length + t - 1, length, cache.block_size);
-      std::memcpy(last.data(), s.team->run({&plan, 1}, {}).data, vocab * sizeof(float));
+      std::memcpy(last.data(), s.team->run({&plan, 1}, {}, false).data, vocab * sizeof(float));
     }
     trace.greedy_logits.insert(trace.greedy_logits.end(), last.begin(), last.end());
     trace.greedy_tokens.push_back(greedy(last));
