@@ -18,11 +18,14 @@ std::string openapi_path(std::string path) {
   return dots == std::string::npos ? path : path.erase(dots, 3);
 }
 
-Json parameters_of(const std::string& path) {
+/// `model`: the served one's name, "" while it is loaded.
+Json parameters_of(const std::string& path, const std::string& model) {
   Json list = Json::array();
   for (size_t at = path.find('{'); at != std::string::npos; at = path.find('{', at + 1)) {
     const std::string name = path.substr(at + 1, path.find('}', at) - at - 1);
-    list.push_back({{"name", name}, {"in", "path"}, {"required", true}, {"schema", {{"type", "string"}, {"minLength", 1}}}});
+    Json schema = {{"type", "string"}, {"minLength", 1}};
+    if (!model.empty() && (name == "model" || name == "id")) schema["enum"] = {model};
+    list.push_back({{"name", name}, {"in", "path"}, {"required", true}, {"schema", std::move(schema)}});
   }
   return list;
 }
@@ -40,8 +43,8 @@ Json responses_of(const Route& route, const Json& error_schema) {
   return responses;
 }
 
-Json operation(const Route& route, const Params& defaults, const Json& error_schema) {
-  Json op = {{"summary", route.summary}, {"parameters", parameters_of(openapi_path(route.path))}};
+Json operation(const Route& route, const Params& defaults, const std::string& model, const Json& error_schema) {
+  Json op = {{"summary", route.summary}, {"parameters", parameters_of(openapi_path(route.path), model)}};
   if (route.fields)
     op["requestBody"] = {{"required", true}, {"content", {{"application/json", {{"schema", route.fields().schema(defaults)}}}}}};
   op["responses"] = responses_of(route, error_schema);
@@ -71,7 +74,7 @@ Json openapi(const App& app) {
     const Params defaults = route.defaults ? route.defaults(model ? *model : nameless) : Params{};
     std::string method = route.method;
     for (char& c : method) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    paths[openapi_path(route.path)][method] = operation(route, defaults, error_schema);
+    paths[openapi_path(route.path)][method] = operation(route, defaults, model ? model->id : "", error_schema);
   }
   return {{"openapi", "3.0.3"},
           {"info",

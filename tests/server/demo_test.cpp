@@ -29,7 +29,7 @@ struct DemoServer {
     model = demo_model();
     model->context = 512;
     model->moe_layers = moe_layers(files.spec);
-    model->engine = std::make_unique<ServicePort>(std::move(engine), ServiceOptions{});
+    model->engine = std::make_unique<ServicePort>(std::move(engine), ServiceOptions{.max_queued_requests = 100'000});
     ServerSetup setup;
     setup.addresses = {{"127.0.0.1", 0, Plane::all}};
     server = std::make_unique<Server>(std::move(setup), log);
@@ -107,6 +107,7 @@ TEST(Demo, BadNeighboursChangeNoBit) {
       const std::string stream = request_text(
           "POST", "/v1/completions", Json{{"prompt", "Anna is in the kitchen"}, {"max_tokens", 60}, {"stream", true}, {"ignore_eos", true}}.dump());
       for (size_t round = static_cast<size_t>(neighbour); !over; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
         Client c(s.port());
         if (neighbour == 0) {
           c.send(request_text("POST", "/v1/completions", round % 2 ? "{\"prompt\": 1e400}" : "{\"prompt\": \"\xff\"}"));
