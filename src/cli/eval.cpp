@@ -11,6 +11,7 @@
 #include "cli/model_files.h"
 #include "cli/model_options.h"
 #include "cli/progress.h"
+#include "cli/rank_job.h"
 #include "cli/reference_variables.h"
 #include "core/error.h"
 #include "eval/evaluate.h"
@@ -48,7 +49,8 @@ class EvalCommand : public Command {
     if (!eval_.compare.empty()) return compare(console);
     if (eval_.tasks.empty()) refuse(fmt::format("no --tasks given; there are {}", fmt::join(task_names(), ", ")));
     if (eval_.data.empty()) refuse("no --data DIR given: the folder that holds one folder per data set");
-    require_one_rank(parallel_);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
     const Interrupts interrupts;
     const ModelFiles model = open_model(options_, console.log);
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
@@ -60,7 +62,7 @@ class EvalCommand : public Command {
       if (name.starts_with("humaneval") && !task_options.judge) task_options.judge = make_judge([&] { return interrupts.raised(); });
       tasks.push_back(make_task(name, task_options, encoder));
     }
-    const auto [engine, runner] = open_runner(model, *tokenizer, tasks, interrupts, console);
+    const auto [engine, runner] = open_runner(model, *tokenizer, tasks, job, interrupts, console);
     return run(tasks, *runner, model, console);
   }
 
@@ -84,7 +86,7 @@ class EvalCommand : public Command {
     std::unique_ptr<Engine> engine;
     std::unique_ptr<Runner> runner;
   };
-  Opened open_runner(const ModelFiles& model, const Tokenizer& tokenizer, const std::vector<std::unique_ptr<Task>>& tasks,
+  Opened open_runner(const ModelFiles& model, const Tokenizer& tokenizer, const std::vector<std::unique_ptr<Task>>& tasks, RankJob& job,
                      const Interrupts& interrupts, Console& console) const {
     RunnerOptions runner{eval_.batch_size, eos_ids_of(model, &tokenizer), [&] { return interrupts.raised(); }};
     if (!eval_.server.empty()) return {nullptr, make_server_runner(parse_http_url(eval_.server), tokenizer, std::move(runner))};
@@ -95,7 +97,7 @@ class EvalCommand : public Command {
     engine_wanted.max_context = static_cast<int>(longest);
     engine_wanted.max_sequences = eval_.batch_size;
     Opened opened;
-    opened.engine = start_engine(model, engine_wanted, console.log, interrupts);
+    opened.engine = start_engine(model, engine_wanted, job, console.log, interrupts);
     opened.runner = make_engine_runner(*opened.engine, tokenizer, std::move(runner));
     return opened;
   }

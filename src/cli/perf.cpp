@@ -13,6 +13,7 @@
 #include "cli/json_lines.h"
 #include "cli/model_files.h"
 #include "cli/model_options.h"
+#include "cli/rank_job.h"
 #include "cli/reference_variables.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -113,7 +114,6 @@ class PerfCommand : public Command {
   void complete(OptionTable& table) override {
     take_model(table, options_, positionals_);
     if (!positionals_.empty()) refuse(fmt::format("unexpected argument \"{}\"", positionals_[0]));
-    require_one_rank(parallel_);
     if (perf_.pad && perf_.dataset.empty()) refuse("--pad needs --dataset");
     if (table.given("batches") && perf_.dataset.empty()) refuse("--batches needs --dataset");
     if (perf_.max_batch.empty() != !table.given("limit-ms")) refuse("--max-batch LO,HI and --limit-ms X need each other");
@@ -124,6 +124,9 @@ class PerfCommand : public Command {
 
   int execute(const OptionTable&, Console& console) override {
     explain_reference_variables(console.log);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
+    tp_ = job.layout().tp;
     const std::vector<PerfCase> lengths = parse_cases(perf_.cases);
     most_batches_ = parse_batches(perf_.batches);
     if (!perf_.csv.empty()) require_writable(perf_.csv, "--csv");
@@ -141,7 +144,7 @@ class PerfCommand : public Command {
     name_ = perf_.name.empty() ? harness_name(model.spec.family) : perf_.name;
     folder_ = fs::path(perf_.output_dir) / "results" / "CPU" / "performance_test" / (perf_.max_batch.empty() ? "performance" : "performance_maxbs") /
               harness_dtype(model.spec, options_.dtype) / fs::path(name_).filename();
-    const Run run{model, tokenizer.get(), interrupts, console};
+    const Run run{model, tokenizer.get(), interrupts, job, console};
     return perf_.max_batch.empty() ? run_cases(with_batches(lengths, perf_.batch), run) : find_batches(lengths, run);
   }
 
@@ -150,11 +153,12 @@ class PerfCommand : public Command {
     const ModelFiles& model;
     const Tokenizer* tokenizer;
     const Interrupts& interrupts;
+    RankJob& job;
     Console& console;
   };
 
   Sweep make_sweep(std::vector<PerfCase> cases, const Run& run) const {
-    return Sweep({.start = [&run](const EngineOptions& options) { return start_engine(run.model, options, run.console.log, run.interrupts); },
+    return Sweep({.start = [&run](const EngineOptions& options) { return start_engine(run.model, options, run.job, run.console.log, run.interrupts); },
                   .options = engine_options(options_),
                   .longest = options_.max_position_embeddings,
                   .tokenizer = run.tokenizer,
@@ -267,13 +271,14 @@ class PerfCommand : public Command {
     return 1;
   }
 
-  int tp() const { return std::max(1, parallel_.tp); }
+  int tp() const { return tp_; }
   std::string layout() const { return options_.kv == "contiguous" ? "fa" : "pa"; }
 
   std::vector<std::string> positionals_;
   PerfOptions perf_;
   ModelOptions options_;
   ParallelOptions parallel_;
+  int tp_ = 1;
   Prompts dataset_;
   size_t most_batches_ = 1;
   std::string name_;

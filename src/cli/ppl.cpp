@@ -11,6 +11,7 @@
 #include "cli/model_files.h"
 #include "cli/model_options.h"
 #include "cli/progress.h"
+#include "cli/rank_job.h"
 #include "cli/reference_variables.h"
 #include "core/error.h"
 #include "eval/likelihood.h"
@@ -68,6 +69,7 @@ class PplCommand : public Command {
     declare_text_options(table, text_);
     table.add("batch-size", &batch_size_, "windows computed at once; the result does not depend on it").placeholder("N").range(1, 1024).also("b");
     declare_model_options(table, options_, "exact");
+    declare_parallel_options(table, parallel_);
     table.example("conclave ppl MODEL --text book.txt --window 2048 --stride 1024");
   }
   void complete(OptionTable& table) override {
@@ -79,6 +81,8 @@ class PplCommand : public Command {
 
   int execute(const OptionTable&, Console& console) override {
     explain_reference_variables(console.log);
+    RankJob job(parallel_, options_);
+    if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
     const Interrupts interrupts;
     const ModelFiles model = open_model(options_, console.log);
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
@@ -87,7 +91,7 @@ class PplCommand : public Command {
     EngineOptions engine_wanted = engine_options(options_);
     engine_wanted.max_context = static_cast<int>(text.longest) + 1;
     engine_wanted.max_sequences = batch_size_;
-    const auto engine = start_engine(model, engine_wanted, console.log, interrupts);
+    const auto engine = start_engine(model, engine_wanted, job, console.log, interrupts);
     const auto runner = make_engine_runner(*engine, *tokenizer, {batch_size_, {}, [&] { return interrupts.raised(); }});
     Progress progress("perplexity", console.log, Progress::Unit::items);
     const Perplexity p = measure_perplexity(std::move(text.windows), *runner, [&](size_t done, size_t total) { progress.update(done, total); });
@@ -104,6 +108,7 @@ class PplCommand : public Command {
   std::vector<std::string> positionals_;
   TextOptions text_;
   ModelOptions options_;
+  ParallelOptions parallel_;
   int batch_size_ = 1;
 };
 
@@ -128,6 +133,7 @@ class KlCommand : public Command {
     explain_reference_variables(console.log);
     if (positionals_.size() != 1) refuse("two models are wanted: conclave kl MODEL_A MODEL_B --text FILE");
     const Interrupts interrupts;
+    RankJob alone({}, options_);
     ModelOptions other = options_;
     other.model = positionals_[0];
     if (second_precision_ != "auto") other.precision = second_precision_;
@@ -139,7 +145,7 @@ class KlCommand : public Command {
     const auto start = [&](const ModelFiles& files, const ModelOptions& options) {
       EngineOptions wanted = engine_options(options);
       wanted.max_context = static_cast<int>(text.longest) + 1;
-      return start_engine(files, wanted, console.log, interrupts);
+      return start_engine(files, wanted, alone, console.log, interrupts);
     };
     const auto first = start(model, options_), second = start(second_model, other);
     Progress progress("divergence", console.log, Progress::Unit::items);
