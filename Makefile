@@ -3,6 +3,7 @@
 # make build                                 the program: build/conclave
 # make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run
 # make test-clients                          the official openai client against `conclave serve` (installs Python packages into .venv-clients)
+# make test-lm-eval                          lm-evaluation-harness against `conclave serve` and its own backend (installs PyTorch into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
 MODEL ?= models/demo-mixtral
 PROMPT ?=
@@ -10,7 +11,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure --no-tests=error -j2
 
-.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-clients check bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-fuzz test-vectors test-clients test-lm-eval check bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -67,6 +68,12 @@ test-clients: build
 	@[ -x .venv-clients/bin/python ] || python3 -m venv .venv-clients
 	.venv-clients/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
 	.venv-clients/bin/python tests/clients/openai_client.py build/conclave models/demo-mixtral
+
+# lm-evaluation-harness over `conclave serve` against its own backend; needs PyTorch and transformers, which it puts into .venv-clients too.
+test-lm-eval: build
+	@[ -x .venv-clients/bin/python ] || python3 -m venv .venv-clients
+	.venv-clients/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements-lm-eval.txt
+	OMP_NUM_THREADS=1 .venv-clients/bin/python tests/clients/lm_eval_compare.py build/conclave tests/data/golden/mixtral-gqa tests/data/eval
 
 bench:
 	@tools/setup/packages.sh bench
