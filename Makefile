@@ -3,6 +3,7 @@
 # make build                                 the program: build/conclave
 # make test                                  everything: unit, golden and command-line tests, sanitizers, fuzz smoke run, the openai client
 # make test-clients                          clients as they are on PyPI and a browser against `conclave serve` (Python packages go into .venv-clients)
+# make test-lm-eval                          lm-evaluation-harness against `conclave serve` and its own backend (installs PyTorch into .venv-clients)
 # make bench                                 micro-benchmarks of the kernels
 # make comm-bench                            latency of collectives: threads against MPI
 MODEL ?= models/demo-mixtral
@@ -11,7 +12,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 10
 CTEST = ctest --output-on-failure --no-tests=error -j2
 
-.PHONY: run build test test-unit test-sanitized test-sanitized-all test-threads test-fuzz test-vectors test-openai test-clients check bench comm-bench clean
+.PHONY: run build test test-unit test-sanitized test-sanitized-all test-threads test-fuzz test-vectors test-openai test-clients test-lm-eval check bench comm-bench clean
 
 run: build
 ifeq ($(PROMPT),)
@@ -94,6 +95,10 @@ test-clients: test-openai .venv-clients/others.stamp
 	$(CLIENT)/lm_eval_client.py build/conclave tests/data/golden tests/data/clients/lm_eval.json
 	$(CLIENT)/schema_client.py build/conclave models/demo-mixtral
 	$(CLIENT)/page_test.py build/conclave models/demo-mixtral
+
+# lm-evaluation-harness over `conclave serve` against its own backend; needs PyTorch and transformers, which go into .venv-clients too.
+test-lm-eval: build .venv-clients/lm-eval.stamp
+	OMP_NUM_THREADS=1 $(CLIENT)/lm_eval_compare.py build/conclave tests/data/golden/mixtral-gqa tests/data/eval
 
 bench:
 	@tools/setup/packages.sh bench

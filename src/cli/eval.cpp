@@ -63,7 +63,12 @@ class EvalCommand : public Command {
       tasks.push_back(make_task(name, task_options, encoder));
     }
     const auto [engine, runner] = open_runner(model, *tokenizer, tasks, job, interrupts, console);
-    return run(tasks, *runner, model, console);
+    try {
+      return run(tasks, *runner, model, console);
+    } catch (const Error& e) {
+      if (e.kind != Error::Kind::cancelled || eval_.items.empty()) throw;
+      throw Error(e.kind, fmt::format("{}; the same command goes on from {}.partial", e.what(), eval_.items));
+    }
   }
 
  private:

@@ -24,7 +24,7 @@ import lm_eval  # noqa: E402
 import torch  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from server_process import Server  # noqa: E402
+from server import Server  # noqa: E402
 
 TOLERANCE = 2e-3
 TASKS = {
