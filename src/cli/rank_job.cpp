@@ -67,11 +67,11 @@ std::optional<T> number(const Json& json) { return json.is_null() ? std::nullopt
 
 }  // namespace
 
-LayoutRequest request_of(const ParallelOptions& o, bool fixed_sums) {
+LayoutRequest request_of(const ParallelOptions& o, bool whole_sums) {
   LayoutRequest r{.tp = o.tp, .dp = o.dp, .pp = o.pp, .sp = o.sp, .cp = o.cp, .moe_tp = o.moe_tp, .moe_ep = o.moe_ep, .microbatches = o.microbatch};
   r.stage_layers = stage_layers(o.pp_split);
   if (o.moe_dispatch != "auto") r.dispatch = o.moe_dispatch == "exchange" ? Dispatch::exchange : Dispatch::replicate;
-  r.fixed_sums = fixed_sums;
+  r.whole_sums = whole_sums;
   return r;
 }
 
@@ -84,7 +84,7 @@ std::vector<std::byte> encode(const EngineOptions& o) {
                      {"step", o.max_step_tokens}, {"reserve", o.reserve_bytes}, {"share", o.share_prefixes}, {"share_generated", o.share_generated},
                      {"tp", l.tp}, {"dp", l.dp}, {"pp", l.pp}, {"moe_tp", l.moe_tp}, {"moe_ep", l.moe_ep}, {"sp", l.sequence_parallel},
                      {"microbatches", l.microbatches}, {"dispatch", static_cast<int>(l.dispatch)}, {"stages", l.stage_layers},
-                     {"shards", l.world_shards}};
+                     {"whole_sums", l.whole_sums}};
   const std::string text = json.dump();
   const auto* bytes = reinterpret_cast<const std::byte*>(text.data());
   return {bytes, bytes + text.size()};
@@ -106,7 +106,7 @@ EngineOptions decode_engine_options(std::span<const std::byte> bytes) {
     json.at("tp").get_to(l.tp), json.at("dp").get_to(l.dp), json.at("pp").get_to(l.pp), json.at("moe_tp").get_to(l.moe_tp);
     json.at("moe_ep").get_to(l.moe_ep), json.at("sp").get_to(l.sequence_parallel), json.at("microbatches").get_to(l.microbatches);
     l.dispatch = static_cast<Dispatch>(json.at("dispatch").get<int>());
-    json.at("stages").get_to(l.stage_layers), json.at("shards").get_to(l.world_shards);
+    json.at("stages").get_to(l.stage_layers), json.at("whole_sums").get_to(l.whole_sums);
     return o;
   } catch (const Json::exception& e) {
     throw Error(Error::Kind::network, fmt::format("rank 0's options cannot be read ({}); do all ranks run the same build?", e.what()));

@@ -41,7 +41,7 @@ class RankJob {
 };
 
 /// The sizes that the options give. Throws bad_input for a malformed --pp-split.
-LayoutRequest request_of(const ParallelOptions& options, bool fixed_sums = false);
+LayoutRequest request_of(const ParallelOptions& options, bool whole_sums = false);
 
 /// What other ranks need to build the engine that rank 0 builds.
 std::vector<std::byte> encode(const EngineOptions& options);

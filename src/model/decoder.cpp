@@ -138,7 +138,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
   a_->carve(spec, limits, plan, a_->memory.data());
   if (plan && plan->layout.dispatch == Dispatch::exchange && limits.max_experts > 0)
     dispatch_ = std::make_unique<ExpertDispatch>(*ranks, backend, spec.hidden_size, limits.max_top_k, limits.max_rows);
-  if (plan && plan->layout.world_shards > 0) a_->whole = std::make_unique<WholeSums>(*ranks, backend, limits, heads_width(spec, *plan));
+  if (plan && plan->layout.whole_sums) a_->whole = std::make_unique<WholeSums>(*ranks, backend, limits, heads_width(spec, *plan));
   const RopeSpec& rope = rope_of(spec.attention);
   a_->frequencies = inverse_frequencies(rope);
   for (auto* list : {&a_->kept, &a_->kept_positions}) list->reserve(static_cast<size_t>(limits.max_rows));
@@ -149,7 +149,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, Backend& backend
 size_t Decoder::activation_bytes(const ModelSpec& spec, const StepLimits& limits, const RankPlan* plan) {
   const bool exchange = plan && plan->layout.dispatch == Dispatch::exchange && limits.max_experts > 0;
   const size_t travelling = exchange ? ExpertDispatch::bytes(plan->layout, spec.hidden_size, limits.max_top_k, limits.max_rows) : 0;
-  const size_t whole = plan && plan->layout.world_shards > 0 ? WholeSums::bytes(plan->layout, limits, heads_width(spec, *plan)) : 0;
+  const size_t whole = plan && plan->layout.whole_sums ? WholeSums::bytes(plan->layout, limits, heads_width(spec, *plan)) : 0;
   return Activations{}.carve(spec, limits, plan, nullptr) + travelling + whole;
 }
 
@@ -443,14 +443,13 @@ void Decoder::feed(int layer, const MoeWeights& w, const MoeSpec& spec, const Ta
   const SwiGluWeights* shared = w.shared ? &*w.shared : nullptr;
   if (a.whole)
     return a.whole->feed({.delta = delta, .x = normed, .routing = routing, .num_experts = spec.router.num_experts,
-                          .held = ranks_->plan.share_of(spec.router.num_experts, ranks_->plan.expert_group, ranks_->plan.layout.moe_ep),
+                          .held = ranks_->plan.held_experts(spec.router.num_experts),
                           .experts = w.experts, .shared = shared});
   const bool routed_int8 = std::any_of(w.experts.begin(), w.experts.end(), quantises);
   const InnerMax inner_max = inner_max_of(ranks_, ranks_ && routed_int8, shared && quantises(*shared));
   const InnerMax* maximum = inner_max ? &inner_max : nullptr;
   if (!ranks_ || (!dispatch_ && ranks_->plan.layout.moe_ep == 1)) return backend_.ffn(delta, normed, routing, w.experts, shared, maximum);
-  const RankPlan& plan = ranks_->plan;
-  const IndexRange held = plan.share_of(spec.router.num_experts, plan.expert_group, plan.layout.moe_ep);
+  const IndexRange held = ranks_->plan.held_experts(spec.router.num_experts);
   if (!dispatch_) {
     for (int64_t row = 0; row < a.rows; ++row)
       for (int k = 0; k < spec.router.top_k; ++k) {

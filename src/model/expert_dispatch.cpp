@@ -65,7 +65,7 @@ void ExpertDispatch::pack(const Call& call) {
   row_of_sent_.clear();
   float* out = sent_.data();
   for (int rank = 0; rank < l.stage_size(); ++rank) {
-    const IndexRange theirs = ranks_.plan.share_of(call.num_experts, rank / l.moe_tp, l.moe_ep);
+    const IndexRange theirs = share(call.num_experts, rank / l.moe_tp, l.moe_ep);
     for (int64_t row = own.begin; row < own.end; ++row) {
       const auto* chosen = call.routing.expert.row<int32_t>(row);
       if (std::none_of(chosen, chosen + top_k_, [&](int32_t e) { return theirs.contains(e); })) continue;

@@ -116,7 +116,7 @@ void check_model(const ModelSpec& spec, const ParallelLayout& l) {
   if (l.pp > spec.num_layers()) refuse(fmt::format("--pp {} is more than the model's {} layers (num_hidden_layers)", l.pp, spec.num_layers()));
   if (experts > 0 && l.moe_ep > experts) refuse(fmt::format("--moe-ep {} is more than the model's {} experts ({})", l.moe_ep, experts, spec.names.experts_key));
   if (l.tp > spec.vocab_size) refuse(fmt::format("--tp {} is more than the model's {} vocabulary rows (vocab_size)", l.tp, spec.vocab_size));
-  if (l.world_shards > 0 && l.sequence_parallel)
+  if (l.whole_sums && l.sequence_parallel)
     refuse(fmt::format("--deterministic=world has no partial sums that --sp {} could scatter; leave one of them out", l.tp));
 }
 
@@ -170,10 +170,6 @@ IndexRange share(int64_t count, int part, int parts, int64_t unit) {
   return {at(part), at(part + 1)};
 }
 
-IndexRange RankPlan::share_of(int64_t count, int part, int parts, int64_t unit) const {
-  return share(count, part, parts, unit);
-}
-
 ParallelLayout resolve_layout(const ModelSpec& spec, const LayoutRequest& asked, int world, int ranks_per_host) {
   check_sizes(asked);
   ParallelLayout l;
@@ -189,7 +185,7 @@ ParallelLayout resolve_layout(const ModelSpec& spec, const LayoutRequest& asked,
   l.dispatch = asked.dispatch.value_or(l.dp > 1 ? Dispatch::exchange : Dispatch::replicate);
   if (l.dp > 1 && l.dispatch == Dispatch::replicate)
     refuse(fmt::format("--moe-dispatch replicate needs the same tokens on every rank, but --dp is {}; leave it out or give exchange", l.dp));
-  l.world_shards = asked.fixed_sums ? kWorldShards : 0;
+  l.whole_sums = asked.whole_sums;
   check_model(spec, l);
   check_widths(spec, l);
   fill_stages(spec, l, asked);
@@ -197,7 +193,7 @@ ParallelLayout resolve_layout(const ModelSpec& spec, const LayoutRequest& asked,
 }
 
 std::vector<int> experts_of(const RankPlan& plan, const MoeSpec& layer) {
-  const IndexRange held = plan.share_of(layer.router.num_experts, plan.expert_group, plan.layout.moe_ep);
+  const IndexRange held = plan.held_experts(layer.router.num_experts);
   std::vector<int> experts(static_cast<size_t>(held.size()));
   std::iota(experts.begin(), experts.end(), static_cast<int>(held.begin));
   return experts;
@@ -216,7 +212,7 @@ RankPlan plan_rank(const ModelSpec& spec, const ParallelLayout& layout, int rank
   p.layers.begin = std::accumulate(first, first + p.stage, int64_t{0});
   p.layers.end = p.layers.begin + layout.stage_layers[static_cast<size_t>(p.stage)];
   p.width_unit = packed_unit(spec);
-  p.heads = p.share_of(num_heads(spec), p.tensor, layout.tp);
+  p.heads = share(num_heads(spec), p.tensor, layout.tp);
   p.vocab = share(spec.vocab_size, p.tensor, layout.tp);
   if (const auto* gqa = std::get_if<GqaSpec>(&spec.attention)) p.kv_heads = kv_heads_of(*gqa, p.heads);
   return p;
@@ -234,7 +230,7 @@ ModelSpec local_spec(const ModelSpec& spec, const RankPlan& plan) {
   if (auto* gqa = std::get_if<GqaSpec>(&local.attention)) gqa->num_kv_heads = static_cast<int>(plan.kv_heads.size());
   local.layers.assign(spec.layers.begin() + plan.layers.begin, spec.layers.begin() + plan.layers.end);
   for (FfnSpec& layer : local.layers) {
-    if (plan.layout.world_shards > 0) continue;  // widths stay whole
+    if (plan.layout.whole_sums) continue;  // widths stay whole
     if (auto* dense = std::get_if<DenseSpec>(&layer)) {
       dense->inner = static_cast<int>(plan.width(dense->inner).size());
       continue;
@@ -259,16 +255,16 @@ TensorCut cut_of(const ModelSpec& spec, const RankPlan& plan, const TensorInfo& 
     case Part::norm: return {.held = info.layer >= 0 || plan.last_stage, .rows = {}, .cols = {}};
     case Part::expert: {
       const auto& moe = std::get<MoeSpec>(spec.layers[static_cast<size_t>(info.layer)]);
-      if (!plan.share_of(moe.router.num_experts, plan.expert_group, plan.layout.moe_ep).contains(info.expert))
+      if (!plan.held_experts(moe.router.num_experts).contains(info.expert))
         return {.held = false, .rows = {}, .cols = {}};
-      if (plan.layout.world_shards > 0) return {};
+      if (plan.layout.whole_sums) return {};
       const bool down = info.name.ends_with(spec.names.expert_down);
       const IndexRange width = plan.expert_width(down ? info.shape[1] : info.shape[0]);
       return down ? cols(width) : rows(width);
     }
     default: break;
   }
-  if (plan.layout.world_shards > 0) {  // sums stay whole: o_proj is cut by its outputs, feed-forwards by tokens
+  if (plan.layout.whole_sums) {  // sums stay whole: o_proj is cut by its outputs, feed-forwards by tokens
     if (info.shard == Shard::head_columns) return rows(share(info.shape[0], plan.tensor, plan.layout.tp));
     if (info.shard == Shard::rows || info.shard == Shard::columns) return {};
   }

@@ -34,7 +34,7 @@ struct ParallelLayout {
   int microbatches = 1;           ///< of a step, when pp > 1
   Dispatch dispatch = Dispatch::replicate;
   std::vector<int> stage_layers;  ///< layers of each stage; empty: balanced by bytes
-  int world_shards = 0;           ///< > 0: sums are always formed over this many shards, whatever the number of ranks
+  bool whole_sums = false;        ///< no sum is cut between ranks: the bits of one rank (model/whole_sums.h)
   int stage_size() const { return tp * dp; }
   int world() const { return tp * dp * pp; }
 };
@@ -44,10 +44,8 @@ struct LayoutRequest {
   int tp = -1, dp = -1, pp = -1, sp = -1, cp = -1, moe_tp = -1, moe_ep = -1, microbatches = -1;
   std::vector<int> stage_layers = {};
   std::optional<Dispatch> dispatch = std::nullopt;
-  bool fixed_sums = false;        ///< --deterministic=world
+  bool whole_sums = false;        ///< --deterministic=world
 };
-/// Most shards of a sum with fixed_sums, and so the largest tp, moe_tp and moe_ep.
-inline constexpr int kWorldShards = 8;
 
 /// `world` 0: as many ranks as the sizes say; else their product must be it. `ranks_per_host` 0: one host. Throws bad_input naming the numbers
 /// of the rule that is broken.
@@ -64,10 +62,10 @@ struct RankPlan {
   int64_t width_unit = 1;          ///< widths are cut at multiples of it
 
   /// This rank's part of a feed-forward width that is cut over its tensor ranks, or over the ranks of its expert group.
-  IndexRange width(int64_t inner) const { return share_of(inner, tensor, layout.tp, width_unit); }
-  IndexRange expert_width(int64_t inner) const { return share_of(inner, expert_tensor, layout.moe_tp, width_unit); }
-  /// share(), but of whole shards where sums are formed over fixed ones.
-  IndexRange share_of(int64_t count, int part, int parts, int64_t unit = 1) const;
+  IndexRange width(int64_t inner) const { return share(inner, tensor, layout.tp, width_unit); }
+  IndexRange expert_width(int64_t inner) const { return share(inner, expert_tensor, layout.moe_tp, width_unit); }
+  /// Of the experts of a layer, those that are held.
+  IndexRange held_experts(int num_experts) const { return share(num_experts, expert_group, layout.moe_ep); }
 };
 
 /// Experts that a rank holds of a MoE layer.

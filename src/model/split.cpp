@@ -204,6 +204,9 @@ class SplitSource final : public TensorSource {
     return *source;
   }
   void check_layout(const ParallelLayout& l) const override {
+    if (l.whole_sums)
+      throw Error(Error::Kind::bad_model, fmt::format("{} is split, and so are its sums; --deterministic=world needs the published folder, which conclave "
+                                                      "split --join restores", folder_.string()));
     if (layout_json(l) == layout_json(manifest_.layout)) return;
     throw Error(Error::Kind::bad_model, fmt::format("{} is split for {}, but {} was asked for; start with the options it is split for, load the published "
                                                     "folder, or restore that with conclave split --join and split it again",
