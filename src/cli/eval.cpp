@@ -51,6 +51,7 @@ class EvalCommand : public Command {
     if (eval_.data.empty()) refuse("no --data DIR given: the folder that holds one folder per data set");
     RankJob job(parallel_, options_);
     if (job.follows()) return job.follow(open_model(options_, console.log)), 0;
+    tp_ = job.layout().tp;
     const Interrupts interrupts;
     const ModelFiles model = open_model(options_, console.log);
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
@@ -144,13 +145,14 @@ class EvalCommand : public Command {
     const std::string name = dtype == DType::f16 ? "fp16" : dtype == DType::bf16 ? "bf16" : "fp32";
     std::string folder = std::filesystem::path(options_.model).lexically_normal().filename().string();
     if (folder.empty()) folder = std::filesystem::path(options_.model).lexically_normal().parent_path().filename().string();
-    return {eval_.output, "CPU", name, eval_.model_name.empty() ? folder : eval_.model_name, eval_.batch_size, 1};
+    return {eval_.output, "CPU", name, eval_.model_name.empty() ? folder : eval_.model_name, eval_.batch_size, tp_};
   }
 
   std::vector<std::string> positionals_;
   EvalOptions eval_;
   ModelOptions options_;
   ParallelOptions parallel_;
+  int tp_ = 1;
 };
 
 }  // namespace
