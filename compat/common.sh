@@ -10,30 +10,17 @@ host_share=""  # of a world over several hosts: "WORLD HOSTS FIRST MASTER"
 say() { echo "compat: $*" >&2; }
 refuse() { say "error: $*"; exit 2; }
 
-# has_option COMMAND NAME: whether this build's command knows --NAME.
-has_option() { "$conclave" "$1" --help 2>/dev/null | grep -q -e "--$2\b"; }
-needs_command() {
-  "$conclave" --help 2>/dev/null | grep -q "^  $1 " || refuse "this build has no \`conclave $1\`, which $2 needs"
-}
-
-# rank_options COMMAND N: sets `ranks` to the options for a world of N. COMPAT_RANKS replaces N: a machine or a model may allow fewer.
+# rank_options N: sets `ranks` to the options for a world of N. COMPAT_RANKS replaces N: a machine or a model may allow fewer.
 rank_options() {
-  local world=${COMPAT_RANKS:-$2}
+  local world=${COMPAT_RANKS:-$1}
   [[ $world =~ ^[0-9]+$ && $world -ge 1 ]] || refuse "world size is \"$world\", wanted a whole number of at least 1"
   ranks=()
   [ "$world" = 1 ] || ranks=(--tp "$world")
-  rank_layout "$1"
+  rank_layout
 }
 
-# rank_layout COMMAND: makes the layout in `ranks` (--tp 8, ...) one of threads in one process, or says that this build cannot.
-rank_layout() {
-  [ ${#ranks[@]} -gt 0 ] || return 0
-  if has_option "$1" ranks; then ranks+=(--ranks threads)
-  else
-    say "${ranks[*]} was asked for, this build runs one rank: the results are the same"
-    ranks=()
-  fi
-}
+# rank_layout: makes the layout in `ranks` (--tp 8, ...) one of threads in one process.
+rank_layout() { [ ${#ranks[@]} -eq 0 ] || ranks+=(--ranks threads); }
 
 # take_trust ARGUMENTS...: sets `arguments` to them without the flag for remote code, wherever and however it is written.
 take_trust() {
@@ -76,7 +63,6 @@ run_host() {
   for rank in "$world" "$hosts" "$first"; do [[ $rank =~ ^[0-9]+$ ]] || refuse "\"$rank\" stands where a number is wanted: RANK_TABLE WORLD_SIZE HOSTS FIRST_RANK MASTER_ADDR"; done
   [ "$hosts" -ge 1 ] && [ $((world % hosts)) = 0 ] && [ $((first + world / hosts)) -le "$world" ] ||
     refuse "$world ranks from $first on do not divide among $hosts hosts"
-  has_option "$1" ranks || refuse "$world ranks on $hosts hosts were asked for, but this build runs one rank"
   say "ranks $first to $((first + world / hosts - 1)) of $world: $(printf '%q ' "${conclave##*/}" "$@")"
   for ((rank = first; rank < first + world / hosts; rank++)); do
     RANK=$rank LOCAL_RANK=$((rank - first)) WORLD_SIZE=$world MASTER_ADDR=$master MASTER_PORT=${MASTER_PORT:-12345} "$conclave" "$@" &

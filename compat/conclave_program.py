@@ -2,7 +2,6 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 
 here = os.path.dirname(os.path.abspath(__file__))
@@ -20,18 +19,6 @@ def say(text):
 def refuse(text):
     say("error: " + text)
     sys.exit(2)
-
-
-def help_of(*command):
-    try:
-        return subprocess.run([program(), *command, "--help"], capture_output=True, text=True).stdout
-    except OSError as e:
-        refuse(f"{program()} cannot be started: {e.strerror}; build it or name it with CONCLAVE")
-
-
-def needs_command(name, wrapper):
-    if f"\n  {name} " not in help_of():
-        refuse(f"this build has no `conclave {name}`, which {wrapper} needs")
 
 
 def run(arguments):

@@ -17,11 +17,11 @@ question_of "$family"
 numbers=()
 while [ $# -ge 1 ] && [[ $1 =~ ^-?[0-9]+$ ]]; do numbers+=("$1"); shift; done
 case ${#numbers[@]} in
-  0) rank_options run "$(visible_devices)" ;;
+  0) rank_options "$(visible_devices)" ;;
   4)
     names=(dp tp moe-tp moe-ep) ranks=()
     for i in 0 1 2 3; do [ "${numbers[i]}" -lt 1 ] || ranks+=("--${names[i]}" "${numbers[i]}"); done
-    rank_layout run ;;
+    rank_layout ;;
   *) refuse "${#numbers[@]} numbers after the model, wanted none or four: DP TP MOE_TP MOE_EP" ;;
 esac
 run run --model "$model" --prompt "$question" --max-output-length "$length" --chat --compat-output ${ranks[@]+"${ranks[@]}"} "$@"

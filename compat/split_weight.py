@@ -8,12 +8,11 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from conclave_program import needs_command, run  # noqa: E402
+from conclave_program import run  # noqa: E402
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model-path", required=True)
 parser.add_argument("--output-path", required=True)
 parser.add_argument("--world-size", type=int, default=8)
 arguments = parser.parse_args()
-needs_command("split", "split_weight.py")
 run(["split", "--in", arguments.model_path, "--out", arguments.output_path, "--world", str(arguments.world_size)])

@@ -88,7 +88,6 @@ fi
 shift
 
 case $mode in performance | performance_maxbs) command=perf ;; *_single) command=run ;; *) command=eval ;; esac
-[ $command = eval ] && needs_command eval "$mode"
 if [[ ${1:-} == \[* ]]; then
   IFS=, read -ra sizes <<< "${1//[\[\] ]/}"
   names=(dp tp sp moe-tp moe-ep pp microbatch cp) ranks=()
@@ -101,10 +100,10 @@ if [[ ${1:-} == \[* ]]; then
     case ${names[i]} in dp | pp | cp) others=$((others * sizes[i])) ;; esac
   done
   [ "${sizes[1]:--1}" -ge 1 ] || ranks+=(--tp $((chips / others)))
-  [ -n "$host_share" ] || rank_layout $command
+  [ -n "$host_share" ] || rank_layout
   shift
 elif [ -n "$host_share" ]; then ranks=(--tp "$chips")
-else rank_options $command "$chips"
+else rank_options "$chips"
 fi
 if [ $# -ge 1 ]; then options+=(--max-position-embeddings "$1"); shift; fi
 [ $# -eq 0 ] || refuse "unexpected: $*"

@@ -8,7 +8,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from conclave_program import help_of, refuse, run, say  # noqa: E402
+from conclave_program import refuse, run, say  # noqa: E402
 
 
 def number(name, default):
@@ -26,12 +26,7 @@ several_hosts = number("LOCAL_RANK", str(rank)) != rank or os.environ.get("COMPA
 if rank >= world:
     refuse(f"RANK is {rank}, but WORLD_SIZE is {world}")
 ranks = []
-if world > 1 and "--ranks" not in help_of("run"):
-    if several_hosts:
-        refuse(f"rank {rank} of {world} on several hosts, but this build runs one rank")
-    if rank == 0:
-        say(f"{world} ranks were asked for, this build runs one: the results are the same")
-elif world > 1:
+if world > 1:
     size = os.environ.get("COMPAT_RANKS") or str(world)
     ranks = ["--tp", size] + ([] if several_hosts else ["--ranks", "threads"])
     if os.environ.get("EXPERT_PARALLEL", "0") not in ("", "0"):

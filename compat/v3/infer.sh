@@ -22,7 +22,7 @@ case ${EXE_MODE:-eager} in
 esac
 [ "${ENABLE_ACLGRAPH:-0}" = 0 ] || say "ENABLE_ACLGRAPH has no effect on processors"
 [ "${NO_CKPT:-0}" = 0 ] || options+=(--random-weights)
-rank_options run "${WORLD_SIZE:-8}"
+rank_options "${WORLD_SIZE:-8}"
 if [ "${ENABLE_MIX:-0}" != 0 ] && [ ${#ranks[@]} -gt 0 ]; then options+=(--dp "${ATTN_DP_SIZE:?ENABLE_MIX needs ATTN_DP_SIZE}"); fi
 unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT  # this process is alone: its ranks are threads
 run run --model "$model" "${options[@]}" ${ranks[@]+"${ranks[@]}"} "$@"

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <csignal>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "cli/process.h"
@@ -124,6 +125,53 @@ TEST(Eval, RunsTheProgramsOfHumanEval) {
   if (r.exit_code == 3) GTEST_SKIP() << r.err;
   EXPECT_EQ(r.exit_code, 0) << r.err;
   EXPECT_NE(r.out.find("pass@1"), std::string::npos) << r.out;
+}
+
+/// Item lines without what rounding may change; `prompt_ids` and the other fields stay.
+std::vector<nlohmann::json> without_logprobs(const std::string& lines) {
+  std::vector<nlohmann::json> items;
+  std::istringstream in(lines);
+  for (std::string line; std::getline(in, line);) {
+    items.push_back(nlohmann::json::parse(line));
+    items.back().erase("logprob_yes");
+    items.back().erase("logprob_no");
+  }
+  return items;
+}
+
+TEST(Eval, GivesTheSameItemsOnTwoRanks) {
+  const TemporaryFolder folder;
+  const auto items = [&](const std::string& name, std::vector<std::string> layout) {
+    const auto file = folder.path / (name + ".jsonl");
+    std::vector<std::string> arguments{"--tasks", "boolq,mmlu", "--data", kData, "--limit", "6", "--batch-size", "4", "--items", file.string(), "--output",
+                                       (folder.path / name).string(), "--model-name", "m"};
+    arguments.insert(arguments.end(), layout.begin(), layout.end());
+    const ProcessResult r = eval(arguments);
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    return content(file);
+  };
+  const std::string one = items("one", {});
+  EXPECT_EQ(std::count(one.begin(), one.end(), '\n'), 12);
+  EXPECT_EQ(items("world", {"--tp", "2", "--deterministic=world"}), one);
+  EXPECT_EQ(items("experts", {"--tp", "2", "--moe-ep", "2", "--deterministic=world"}), one);
+  EXPECT_EQ(items("stages", {"--pp", "2"}), one);
+  EXPECT_EQ(without_logprobs(items("two", {"--tp", "2"})), without_logprobs(one));
+  EXPECT_TRUE(std::filesystem::exists(folder.path / "two/results/CPU/precision_test/full/bf16/m/BoolQ_pa_batch4_tp2_full_result.csv"));
+}
+
+TEST(Ppl, OfTwoRanksIsThatOfOne) {
+  const auto measured = [](std::vector<std::string> layout) {
+    std::vector<std::string> arguments{"ppl", kDemo, "--text", kDemo + "/question.txt", "--window", "16", "--threads", "1", "--json"};
+    arguments.insert(arguments.end(), layout.begin(), layout.end());
+    const ProcessResult r = conclave(arguments);
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    return r.out;
+  };
+  const std::string one = measured({});
+  EXPECT_EQ(measured({"--tp", "2", "--deterministic=world"}), one);
+  const auto two = nlohmann::json::parse(measured({"--tp", "2"})), alone = nlohmann::json::parse(one);
+  EXPECT_EQ(two["tokens"], alone["tokens"]);
+  EXPECT_NEAR(two["nll"].get<double>(), alone["nll"].get<double>(), 1e-4);
 }
 
 TEST(Ppl, StatesWindowsAndErrorBar) {

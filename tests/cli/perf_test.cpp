@@ -64,6 +64,16 @@ TEST(Perf, WritesTheReferenceStacksTree) {
   EXPECT_EQ(lines_of(r.out).size(), 5u) << r.out;
 }
 
+TEST(Perf, NamesTheRanksThatItMeasured) {
+  const TemporaryFolder folder;
+  const ProcessResult r = conclave({"perf", golden("mixtral-gqa"), "--cases", "[[24,6]]", "--batch", "2", "--tp", "2", "--threads", "1", "--output-dir",
+                                    folder.path.string()});
+  ASSERT_EQ(r.exit_code, 0) << r.err;
+  const auto lines = lines_of(text_of(folder.path / "results/CPU/performance_test/performance/bf16/mixtral/performance_pa_batch2_tp2_result.csv"));
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_GT(std::stod(cells_of(lines[1]).at(9)), 0);
+}
+
 TEST(Perf, AFailingCaseIsARowAndTheOthersRun) {
   const TemporaryFolder folder;
   const std::string csv = (folder.path / "all.csv").string(), json = (folder.path / "all.json").string();
