@@ -99,7 +99,11 @@ if [[ ${1:-} == \[* ]]; then
     ranks+=("--${names[i]}" "${sizes[i]}")
     case ${names[i]} in dp | pp | cp) others=$((others * sizes[i])) ;; esac
   done
-  [ "${sizes[1]:--1}" -ge 1 ] || ranks+=(--tp $((chips / others)))
+  if [ "${sizes[1]:--1}" -lt 1 ]; then
+    world=${COMPAT_RANKS:-$chips}
+    [ $((world % others)) = 0 ] && [ "$world" -ge 1 ] || refuse "parallel_params is $1: dp, pp and cp make $others, which does not divide $world ranks"
+    ranks+=(--tp $((world / others)))
+  fi
   [ -n "$host_share" ] || rank_layout
   shift
 elif [ -n "$host_share" ]; then ranks=(--tp "$chips")

@@ -26,6 +26,13 @@ std::string shown_end(const SandboxResult& r) {
   }
 }
 
+/// The data sets' own surroundings import numpy, and programs may: without it right programs would fail.
+void require_numpy(const SandboxResult& result) {
+  if (result.err.find("No module named 'numpy'") == std::string::npos) return;
+  if (run_sandboxed(Language::python, "import numpy\n").succeeded()) return;  // the program only says so
+  throw Error(Error::Kind::unsupported, "a Python program needs numpy, and the python3 of the sandbox has none; install python3-numpy");
+}
+
 Verdict judge(const Program& program, const std::function<bool()>& cancelled) {
   const Language language = language_named(program.language);
   const std::string mark = random_mark();
@@ -38,6 +45,7 @@ Verdict judge(const Program& program, const std::function<bool()>& cancelled) {
   const SandboxResult result = run_sandboxed(language, source, limits, cancelled);
   if (result.end == SandboxResult::End::cancelled) throw Error(Error::Kind::cancelled, "interrupted");
   bool passed = result.succeeded() && (!marked || result.out.find(mark) != std::string::npos);
+  if (language == Language::python && !passed) require_numpy(result);
   // Tests of the JavaScript set are assertions that only print.
   if (language == Language::javascript) passed = passed && result.err.empty() && result.out == mark + "\n";
   return {passed, passed ? "passed" : shown_end(result)};

@@ -115,7 +115,9 @@ TEST_F(Compat, PerformanceModesOfTheHarness) {
   };
   good("pa_fp16 performance [[16,4]] [1,2] mixtral " + mixtral() + " 8", "batch 2, 16 + 4 tokens");
   good("pa_fp16 performance [[16,4],[8,2]] [[1],[2]] mixtral base " + mixtral() + " trust_remote_code 8", "batch 2, 8 + 2 tokens");
-  good("pa_bf16 performance [[16,4]] 2 1 mixtral " + mixtral() + " 8 [-1,-1,-1,-1,-1,-1,-1] 64", "batch 2, 16 + 4 tokens");
+  good("pa_bf16 performance [[16,4]] 2 1 mixtral " + mixtral() + " 8 [-1,-1,-1,-1,-1,-1,-1] 64", "--tp 2 --ranks threads");
+  good("pa_bf16 performance [[16,4]] 1 mixtral " + mixtral() + " 8 [2,-1,-1,1,2]", "--dp 2 --moe-tp 1 --moe-ep 2 --tp 1 --ranks threads");
+  good("pa_bf16 performance [[16,4]] 1 mixtral " + mixtral() + " 8 [1,2,2,2,1,2,2]", "--dp 1 --tp 2 --sp 2 --moe-tp 2 --moe-ep 1 --pp 2 --microbatch 2 --ranks threads");
   good("pa_fp16 performance [[16,4]] 2 dataset boolq padding INF mixtral " + mixtral() + " 1", "batch 1, 16 + 4 tokens");
   good("pa_fp16 performance_maxbs [[16,4]] [[1,3]] 100000 mixtral " + mixtral() + " 4", "[16,4]: 3");
   good("pa_fp16 performance_single [[32,4]] '[\"hello\"]' 2 mixtral chat " + mixtral() + " 8", "Generate[1] token num: (1, 8)");
@@ -142,6 +144,7 @@ TEST_F(Compat, TheHarnessRefusesWhatItCannotDo) {
   refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " rank_table.json 16 two 0 127.0.0.1", "\"two\" stands where a number");
   refused("pa_fp16 performance [[16,4]] 1 mixtral lora x " + mixtral() + " 8", "lora");
   refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " 8 [1,2,3,4,5,6,7,8,9]", "at most 8 numbers");
+  refused("pa_fp16 performance [[16,4]] 1 mixtral " + mixtral() + " 8 [3]", "dp, pp and cp make 3, which does not divide 2 ranks");
   refused("pa_fp16 simplified_GSM8K 1 mixtral " + mixtral() + " 8", "conclave kl");
 }
 
