@@ -133,7 +133,6 @@ class KlCommand : public Command {
     explain_reference_variables(console.log);
     if (positionals_.size() != 1) refuse("two models are wanted: conclave kl MODEL_A MODEL_B --text FILE");
     const Interrupts interrupts;
-    RankJob alone({}, options_);
     ModelOptions other = options_;
     other.model = positionals_[0];
     if (second_precision_ != "auto") other.precision = second_precision_;
@@ -142,7 +141,10 @@ class KlCommand : public Command {
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
     if (!tokenizer) refuse("MODEL_A has no tokenizer; a text cannot be read");
     const Windows text = read_windows(text_, *tokenizer, options_.max_position_embeddings);
+    ParallelOptions one_rank;
+    one_rank.ranks = "threads";
     const auto start = [&](const ModelFiles& files, const ModelOptions& options) {
+      RankJob alone(one_rank, options);
       EngineOptions wanted = engine_options(options);
       wanted.max_context = static_cast<int>(text.longest) + 1;
       return start_engine(files, wanted, alone, console.log, interrupts);

@@ -200,6 +200,8 @@ std::vector<int> experts_of(const RankPlan& plan, const MoeSpec& layer) {
 }
 
 RankPlan plan_rank(const ModelSpec& spec, const ParallelLayout& layout, int rank) {
+  if (const int layers = std::accumulate(layout.stage_layers.begin(), layout.stage_layers.end(), 0); layers != spec.num_layers())
+    throw Error(Error::Kind::internal, fmt::format("a layout of {} layers met a model of {}; resolve_layout() makes the model's own", layers, spec.num_layers()));
   RankPlan p;
   p.layout = layout;
   p.rank = rank;

@@ -194,5 +194,21 @@ TEST(Kl, OfAModelFromItselfIsZero) {
   EXPECT_EQ(conclave({"kl", kDemo, "--text", kDemo + "/question.txt"}).exit_code, 2);
 }
 
+TEST(Kl, MeasuresEachOfTwoModelsAsPplDoes) {
+  const auto measured = [](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"--text", kDemo + "/question.txt", "--window", "32", "--threads", "1", "--json"});
+    const ProcessResult r = conclave(arguments);
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    return nlohmann::json::parse(r.out);
+  };
+  const std::string two = golden("mixtral-sharded"), three = golden("mixtral-gqa"), four = golden("ernie-interval2");  // by their layers; one tokenizer
+  for (const auto& [a, b] : {std::pair(two, three), std::pair(three, two), std::pair(three, four), std::pair(four, three)}) {
+    const auto kl = measured({"kl", a, b});
+    EXPECT_NEAR(kl["nll_a"].get<double>(), measured({"ppl", a})["nll"].get<double>(), 1e-4) << a;
+    EXPECT_NEAR(kl["nll_b"].get<double>(), measured({"ppl", b})["nll"].get<double>(), 1e-4) << b;
+    EXPECT_GT(kl["kl_mean"].get<double>(), 0);
+  }
+}
+
 }  // namespace
 }  // namespace conclave::testing

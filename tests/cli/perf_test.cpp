@@ -84,7 +84,8 @@ TEST(Perf, AFailingCaseIsARowAndTheOthersRun) {
   const auto lines = lines_of(text_of(csv));
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_TRUE(lines[1].starts_with("mixtral,1,32000,1000,32000 + 1000 tokens exceed the model's longest sequence of 32768,")) << lines[1];
-  EXPECT_TRUE(lines[2].starts_with("mixtral,1,8,2,0.")) << lines[2];
+  EXPECT_TRUE(lines[2].starts_with("mixtral,1,8,2,")) << lines[2];
+  EXPECT_GT(std::stod(cells_of(lines[2]).at(4)), 0) << lines[2];
   EXPECT_EQ(Json::parse(text_of(json))["cases"].size(), 2u);
   EXPECT_FALSE(fs::exists(folder.path / "results")) << "--csv replaces the tree";
 }
