@@ -39,15 +39,18 @@ void declare_text_options(OptionTable& table, TextOptions& o) {
   table.add("json", &o.json, "print one JSON object");
 }
 
+std::string read_text(const TextOptions& o) {
+  if (o.text.empty()) refuse("no --text FILE given");
+  constexpr size_t kMostBytes = size_t{256} << 20;
+  return read_input(o.text, "--text", kMostBytes);
+}
+
 /// The text as windows that fit `context` positions.
 struct Windows {
   std::vector<TextWindow> windows;
   size_t longest = 0, window = 0, stride = 0;
 };
-Windows read_windows(const TextOptions& o, const Tokenizer& tokenizer, int context) {
-  if (o.text.empty()) refuse("no --text FILE given");
-  constexpr size_t kMostBytes = size_t{256} << 20;
-  const std::string text = read_input(o.text, "--text", kMostBytes);
+Windows windows_of_text(const std::string& text, const TextOptions& o, const Tokenizer& tokenizer, int context) {
   std::vector<int32_t> ids = tokenizer.encode(text, {.add_special_tokens = true, .parse_special = false});
   WindowOptions options;
   const std::vector<int32_t> bare = tokenizer.encode(text, {.add_special_tokens = false, .parse_special = false});
@@ -87,7 +90,7 @@ class PplCommand : public Command {
     const ModelFiles model = open_model(options_, console.log);
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
     if (!tokenizer) refuse("the model has no tokenizer; a text cannot be read");
-    Windows text = read_windows(text_, *tokenizer, options_.max_position_embeddings);
+    Windows text = windows_of_text(read_text(text_), text_, *tokenizer, options_.max_position_embeddings);
     EngineOptions engine_wanted = engine_options(options_);
     engine_wanted.max_context = static_cast<int>(text.longest) + 1;
     engine_wanted.max_sequences = batch_size_;
@@ -140,7 +143,7 @@ class KlCommand : public Command {
     const ModelFiles model = open_model(options_, console.log), second_model = open_model(other, console.log);
     const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model);
     if (!tokenizer) refuse("MODEL_A has no tokenizer; a text cannot be read");
-    const Windows text = read_windows(text_, *tokenizer, options_.max_position_embeddings);
+    const Windows text = common_windows(model, *tokenizer, second_model);
     ParallelOptions one_rank;
     one_rank.ranks = "threads";
     const auto start = [&](const ModelFiles& files, const ModelOptions& options) {
@@ -160,6 +163,19 @@ class KlCommand : public Command {
   }
 
  private:
+  /// Windows that fit both contexts. Throws bad_input where the models' tokenizers read the text as different ids.
+  Windows common_windows(const ModelFiles& model, const Tokenizer& tokenizer, const ModelFiles& second_model) const {
+    const std::string text = read_text(text_);
+    const int context = std::min(options_.max_position_embeddings, second_model.spec.max_len);
+    Windows windows = windows_of_text(text, text_, tokenizer, context);
+    const std::unique_ptr<Tokenizer> second = open_tokenizer(second_model);
+    const auto same = [](const TextWindow& a, const TextWindow& b) { return a.ids == b.ids; };
+    if (second && !std::ranges::equal(windows.windows, windows_of_text(text, text_, *second, context).windows, same))
+      refuse(fmt::format("the tokenizers of {} and {} read the text as different ids: the models' distributions cannot be compared",
+                         model.folder.string(), second_model.folder.string()));
+    return windows;
+  }
+
   void print(const Divergence& d, const Windows& text, Console& console) const {
     if (text_.json) {
       console.out.line(Json{{"kl_mean", d.kl.mean}, {"kl_stderr", d.kl.error}, {"kl_median", d.median}, {"kl_p99", d.p99}, {"kl_max", d.most},

@@ -107,6 +107,12 @@ TEST(Heads, KeyValueHeadsAreReplicatedWhereRanksAreMore) {
   EXPECT_EQ(kv(3, 1), (std::vector<int>{2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5}));
 }
 
+TEST(Stages, OfAnotherModelAreRefused) {
+  const ModelSpec one = preset_spec("deepseek-v3"), other = preset_spec("mixtral-8x7b");
+  const ParallelLayout layout = resolve_layout(one, {.pp = 4});
+  EXPECT_THROW(plan_rank(other, layout, 0), Error);
+}
+
 TEST(Stages, AreBalancedByBytesAndCoverAllLayers) {
   const ModelSpec spec = preset_spec("deepseek-v3");  // three dense layers, then 58 of 256 experts
   const ParallelLayout layout = resolve_layout(spec, {.pp = 4});
