@@ -133,7 +133,6 @@ class KlCommand : public Command {
     explain_reference_variables(console.log);
     if (positionals_.size() != 1) refuse("two models are wanted: conclave kl MODEL_A MODEL_B --text FILE");
     const Interrupts interrupts;
-    RankJob alone({}, options_);
     ModelOptions other = options_;
     other.model = positionals_[0];
     if (second_precision_ != "auto") other.precision = second_precision_;
@@ -145,6 +144,7 @@ class KlCommand : public Command {
     const auto start = [&](const ModelFiles& files, const ModelOptions& options) {
       EngineOptions wanted = engine_options(options);
       wanted.max_context = static_cast<int>(text.longest) + 1;
+      RankJob alone({.ranks = "threads"}, options);
       return start_engine(files, wanted, alone, console.log, interrupts);
     };
     const auto first = start(model, options_), second = start(second_model, other);
