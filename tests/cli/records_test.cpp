@@ -204,9 +204,9 @@ TEST(ReferenceVariables, SwitchesActAndSayWhereTheyCameFrom) {
   expect("INF_NAN_MODE_ENABLE", "0", "fp16_overflow", "\"saturate\"");
   expect("INF_NAN_MODE_ENABLE", "1", "fp16_overflow", "\"inf\"");
   expect("INF_NAN_MODE_FORCE_DISABLE", "1", "fp16_overflow", "\"saturate\"");
-  expect("LCCL_DETERMINISTIC", "1", "deterministic", "true");
-  expect("HCCL_DETERMINISTIC", "true", "deterministic", "true");
-  expect("ATB_MATMUL_SHUFFLE_K_ENABLE", "0", "deterministic", "true");
+  expect("LCCL_DETERMINISTIC", "1", "deterministic", "\"true\"");
+  expect("HCCL_DETERMINISTIC", "true", "deterministic", "\"true\"");
+  expect("ATB_MATMUL_SHUFFLE_K_ENABLE", "0", "deterministic", "\"true\"");
   expect("MINDIE_LOG_TO_STDOUT", "1", "log_stdout", "true");
   expect("MINDIE_LOG_TO_STDOUT", "server:0; llm:1", "log_stdout", "true");
   expect("BIND_CPU", "0", "bind", "\"off\"");

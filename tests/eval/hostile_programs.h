@@ -241,7 +241,7 @@ while True:
     {"StartsThreadsWithoutEnd", R"(
 while True:
     try: threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
-    except RuntimeError: pass)", HostileProgram::killed_for_time},
+    except (RuntimeError, MemoryError): pass)", HostileProgram::killed_for_time},
     {"StartsProgramsWithoutEnd", R"(
 running = []
 while True:
