@@ -150,9 +150,6 @@ class KlCommand : public Command {
       RankJob alone(one_rank, options);
       EngineOptions wanted = engine_options(options);
       wanted.max_context = static_cast<int>(text.longest) + 1;
-      ParallelOptions threads;
-      threads.ranks = "threads";
-      RankJob alone(threads, options);
       return start_engine(files, wanted, alone, console.log, interrupts);
     };
     const auto first = start(model, options_), second = start(second_model, other);
