@@ -28,9 +28,9 @@ std::string shown_end(const SandboxResult& r) {
 
 /// The data sets' own surroundings import numpy, and programs may: without it right programs would fail.
 void require_numpy(const SandboxResult& result) {
-  if (result.err.find("No module named 'numpy'") == std::string::npos) return;
-  if (run_sandboxed(Language::python, "import numpy\n").succeeded()) return;  // the program only says so
-  throw Error(Error::Kind::unsupported, "a Python program needs numpy, and the python3 of the sandbox has none; install python3-numpy");
+  if (result.err.find("numpy") == std::string::npos) return;
+  if (run_sandboxed(Language::python, "import numpy\n").succeeded()) return;  // the program is at fault
+  throw Error(Error::Kind::unsupported, "a Python program needs numpy, which the sandbox's python3 cannot import; install python3-numpy");
 }
 
 Verdict judge(const Program& program, const std::function<bool()>& cancelled) {

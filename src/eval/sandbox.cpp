@@ -107,6 +107,7 @@ std::vector<SandboxPlace> places() {
   }
   list.push_back({.source = "", .target = "etc", .link = ""});
   if (fs::exists("/etc/ld.so.cache", error)) list.push_back({"/etc/ld.so.cache", "etc/ld.so.cache", "", false});
+  if (fs::is_directory("/etc/alternatives", error)) list.push_back({"/etc/alternatives", "etc/alternatives", ""});  // links that libraries of /usr go through
   for (const auto& entry : fs::directory_iterator("/etc", error)) {  // a Java runtime keeps its settings there
     const std::string name = entry.path().filename().string();
     if (name.starts_with("java-") && entry.is_directory(error)) list.push_back({entry.path().string(), "etc/" + name, ""});

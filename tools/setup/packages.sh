@@ -3,7 +3,7 @@
 # Without root or sudo it prints the line to run and stops.
 set -eu
 build="g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libtomlplusplus-dev libutf8proc-dev libpcre2-dev libedit-dev libboost-dev libssl-dev pkg-config libzmq3-dev libhwloc-dev"
-tests="libgtest-dev clang libclang-rt-14-dev python3 python3-venv xz-utils openssl curl libopenmpi-dev openmpi-bin gnuplot-nox"
+tests="libgtest-dev clang libclang-rt-14-dev python3 python3-numpy python3-venv xz-utils openssl curl libopenmpi-dev openmpi-bin gnuplot-nox"
 clients="python3-venv chromium fonts-dejavu-core"
 case "${1:-build}" in
   build) wanted=$build ;;
