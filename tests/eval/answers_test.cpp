@@ -99,8 +99,8 @@ class JudgedPrograms : public Answers {
 
 constexpr const char* kRight[] = {  // for the first problems of the data set
     "    numbers = sorted(numbers)\n    return any(b - a < threshold for a, b in zip(numbers, numbers[1:]))\n\n\ndef other():\n    return 1 / 0\n",
-    "    groups, depth = [''], 0\n    for c in paren_string.replace(' ', ''):\n        groups[-1] += c\n        depth += 1 if c == '(' else -1\n"
-    "        if depth == 0:\n            groups.append('')\n    return groups[:-1]\n",
+    ("    groups, depth = [''], 0\n    for c in paren_string.replace(' ', ''):\n        groups[-1] += c\n        depth += 1 if c == '(' else -1\n"
+    "        if depth == 0:\n            groups.append('')\n    return groups[:-1]\n"),
     "    return number - int(number)\nprint(truncate_number(",
     "    balance = 0\n    for o in operations:\n        balance += o\n        if balance < 0:\n            return True\n    return False",
 };
