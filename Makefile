@@ -15,10 +15,10 @@ CTEST = ctest --output-on-failure --no-tests=error -j2
 .PHONY: run build test test-unit test-sanitized test-sanitized-all test-threads test-fuzz test-vectors test-openai test-clients test-lm-eval check bench comm-bench clean
 
 run: build
-ifeq ($(PROMPT),)
+ifeq ($(value PROMPT),)
 	@build/conclave run $(MODEL) --prompt-file $(if $(wildcard $(MODEL)/question.txt),$(MODEL),models/demo-mixtral)/question.txt $(ARGS)
 else
-	@build/conclave run $(MODEL) --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+	@build/conclave run $(MODEL) --prompt '$(subst ','\'',$(value PROMPT))' $(ARGS)
 endif
 
 build:

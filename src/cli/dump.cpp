@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <map>
+#include <optional>
 
 #include "cli/command.h"
 #include "cli/engine_start.h"
@@ -89,12 +90,13 @@ class DumpCommand : public Command {
     if (taps_ && job.layout().pp > 1)
       throw Error(Error::Kind::bad_input, fmt::format("--taps sees the layers of one stage, but --pp is {}; leave one of them out", job.layout().pp));
     require_writable(out_, "--out");
-    const Interrupts interrupts;
+    auto interrupts = std::make_optional<Interrupts>();
     const ModelFiles model = open_model(options_, console.log);
     check_length(lists[0].size(), model.spec);
     EngineOptions options = engine_options(options_);
     options.max_context = std::max<int>(2, static_cast<int>(lists[0].size()) + max_new_tokens_);
-    const auto engine = start_engine(model, options, job, console.log, interrupts);
+    const auto engine = start_engine(model, options, job, console.log, *interrupts);
+    interrupts.reset();  // from here on Ctrl-C ends the process: there is nothing to keep
     Taps taps;
     const Tap tap = [&](std::string_view point, int layer, const Tensor& value) { taps.add(point, layer, value); };
     const Engine::Trace trace = engine->trace(lists[0], max_new_tokens_, taps_ ? tap : Tap{});

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <map>
+#include <algorithm>
 #include <optional>
 
 #include "text/stream_decoder.h"
@@ -79,7 +80,9 @@ std::vector<Answer> Generator::run(std::vector<Request> requests) {
     if (hold && started == lives.size()) {
       for (const auto& [id, index] : index_of) engine_.pause(id, false);
     }
-    (prefill ? times_.prefill : times_.decode).push_back(seconds);
+    const auto only_ends = [](const Delta& d) { return d.tokens.empty() && d.finish == FinishReason::cancelled; };
+    const bool computed = deltas.empty() || !std::all_of(deltas.begin(), deltas.end(), only_ends);
+    if (computed) (prefill ? times_.prefill : times_.decode).push_back(seconds);
     for (; reported < lives.size() && lives[reported].answer.done; ++reported) {
       if (on_answer) on_answer(reported, lives[reported].answer);
     }

@@ -69,6 +69,9 @@ ModelSpec read_spec(const ModelOptions& options) {
   }
   if (options.layers > 0)
     throw Error(Error::Kind::bad_input, "--layers needs --random-weights: a stored model runs whole");
+  if (options.format != "auto")
+    throw Error(Error::Kind::bad_input, fmt::format("--format {} needs --random-weights: a stored model has its own; conclave quantize makes another",
+                                                    options.format));
   if (is_preset(model) && !fs::exists(model)) {
     throw Error(
         Error::Kind::bad_model,

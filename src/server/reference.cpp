@@ -31,7 +31,7 @@ class InferWriter final : public EventWriter {
   }
   void finish(Generation& generation) override {
     if (generation.params().stream) return generation.exchange().finish();
-    const Choice& s = generation.sequences().front();
+    const Choice& s = *chosen(generation).front();
     Json body = {{"generated_text", s.text}};
     if (generation.params().details) body["details"] = details(generation, s);
     answer_generation(generation, body);

@@ -43,7 +43,7 @@ class TritonWriter : public EventWriter {
   }
   void finish(Generation& generation) override {
     if (generation.params().stream) return generation.exchange().finish();
-    const Choice& s = generation.sequences().front();
+    const Choice& s = *chosen(generation).front();
     Json body = head_json(generation);
     body["text_output"] = s.text;
     body["details"] = cost_json(generation, s);
@@ -55,7 +55,7 @@ class TritonWriter : public EventWriter {
 class TensorWriter final : public TritonWriter {
  public:
   void finish(Generation& generation) override {
-    const Choice& s = generation.sequences().front();
+    const Choice& s = *chosen(generation).front();
     std::vector<int32_t> ids = s.tokens;
     if (tgi_finish(s) == "eos_token" && !ids.empty() && ids.back() == s.stop_id) ids.pop_back();
     Json body = head_json(generation);

@@ -152,7 +152,7 @@ TEST(Start, APortThatSomebodyElseHoldsIsPassedOver) {
 }
 
 TEST(Start, ARankThatDoesNotComeIsNamed) {
-  Rendezvous place{.size = 3, .job = "lonely", .start_ms = 300};
+  Rendezvous place{.size = 3, .job = "lonely " + std::to_string(::getpid()), .start_ms = 300};
   try {
     if (!make_sockets(place)) GTEST_SKIP() << "built without ZeroMQ";
     FAIL() << "three ranks met without two of them";
