@@ -106,8 +106,8 @@ ModelFiles open_model(const ModelOptions& options, const Log& log) {
   return model;
 }
 
-std::unique_ptr<Tokenizer> open_tokenizer(const ModelFiles& model) {
-  if (model.random && !has_tokenizer_files(model.folder)) return nullptr;
+std::unique_ptr<Tokenizer> open_tokenizer(const ModelFiles& model, bool ids_suffice) {
+  if ((model.random || ids_suffice) && !has_tokenizer_files(model.folder)) return nullptr;
   return Tokenizer::load(model.folder);
 }
 

@@ -35,8 +35,8 @@ struct ModelFiles {
 /// Opens and checks the checkpoint (all of its values with --verify=full).
 ModelFiles open_model(const ModelOptions& options, const Log& log);
 
-/// Null only for random weights without tokenizer files.
-std::unique_ptr<Tokenizer> open_tokenizer(const ModelFiles& model);
+/// Null where there are no tokenizer files and none are needed: for random weights, or where token ids suffice.
+std::unique_ptr<Tokenizer> open_tokenizer(const ModelFiles& model, bool ids_suffice = false);
 
 /// The folder's template, else with `fallback` the family's documented default (said on the log), else nothing.
 std::optional<ChatTemplate> open_template(const ModelFiles& model, bool fallback, const Log& log);

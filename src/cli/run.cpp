@@ -66,7 +66,7 @@ class RunCommand : public Command {
     Records records(record_options_);
     const Interrupts interrupts;
     const ModelFiles model = open_model(model_options_, console.log);
-    const auto tokenizer = run_.no_tokenizer ? nullptr : open_tokenizer(model);
+    const auto tokenizer = run_.no_tokenizer ? nullptr : open_tokenizer(model, !prompt_options_.prompt_ids.empty());
     if (!tokenizer && !run_.stop.empty()) refuse("--stop needs a tokenizer");
     for (const std::string& text : run_.stop)
       if (text.empty()) refuse("--stop is empty; wanted the text to stop at");

@@ -316,10 +316,10 @@ std::vector<std::shared_ptr<Generation>> App::running() const {
   return all;
 }
 
-bool App::stop_generation(const std::string& id) {
+bool App::stop_generation(const std::string& id, uint64_t key) {
   bool found = false;
   for (const auto& generation : running()) {
-    if (generation->params().id != id) continue;
+    if (generation->params().id != id || generation->params().key != key) continue;
     generation->exchange().post([generation] { generation->stop(); });
     found = true;
   }

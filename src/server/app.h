@@ -73,7 +73,7 @@ class App {
   void track(const std::shared_ptr<Generation>& generation);
   void forget(const Generation* generation);
   /// Ends the generation that this key's client named so; false when there is none.
-  bool stop_generation(const std::string& id);
+  bool stop_generation(const std::string& id, uint64_t key);
   /// Ends all that are under way with an error that says so.
   void end_generations();
   void log_line(const HttpRequest& request, int status, double ms, const GenerationFigures* figures) const;

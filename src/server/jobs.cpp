@@ -166,6 +166,7 @@ void check_routed_experts(const Call& call, const Params& p, const std::vector<P
 
 void start_generation(Call& call, Job job, std::vector<Prompt> prompts, std::unique_ptr<AnswerWriter> writer,
                       bool continues_prompt) {
+  job.params.key = call.request.key;
   const Params& p = job.params;
   const int64_t copies = std::max(p.n, p.best_of.value_or(p.n)), all = copies * static_cast<int64_t>(prompts.size());
   if (all > call.app.limits().sequences_per_request) {

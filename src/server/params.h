@@ -44,6 +44,7 @@ struct Params {
   // TGI and the reference stack
   bool details = false, decoder_input_details = false, full_text = false;
   int top_n_tokens = 0;
+  uint64_t key = 0;  ///< of the request that asked: 1 + index of the API key; 0: nobody in particular
   std::string id;
 
   // tokenizer routes

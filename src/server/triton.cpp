@@ -163,7 +163,7 @@ void triton_infer(Call& call) {
 void stop_infer(Call& call) {
   require_model(*call.model, call.arguments.front());
   const Job job = read_job(call);
-  if (job.params.id.empty() || !call.app.stop_generation(job.params.id))
+  if (job.params.id.empty() || !call.app.stop_generation(job.params.id, call.request.key))
     throw ApiError(ApiCode::not_found, fmt::format("no request of the id {} runs", shown(Json(job.params.id))), "id");
   call.answer({{"id", job.params.id}, {"stopped", true}});
 }

@@ -86,6 +86,22 @@ TEST(Run, JsonHasExactlyTheFieldsOfTheContract) {
   EXPECT_TRUE(lines[0]["text"].is_string());
 }
 
+TEST(Run, TokenIdsNeedNoTokenizer) {
+  const TemporaryFolder folder;
+  const std::string model = (folder.path / "m").string();
+  ASSERT_EQ(conclave({"synth", "--config", golden("mixtral-gqa"), "--out", model}).exit_code, 0);
+  const ProcessResult r = conclave({"run", model, "--prompt-ids", "1,2,3", "--max-output-length", "2", "--ignore-eos", "--json"});
+  ASSERT_EQ(r.exit_code, 0) << r.err;
+  EXPECT_EQ(json_lines(r.out).at(0)["output_ids"].size(), 2u);
+  EXPECT_EQ(conclave({"run", model, "Hello"}).exit_code, 3) << "text cannot be read without one";
+}
+
+TEST(Run, AStepThatOnlyEndsARequestIsNotTimed) {
+  const ProcessResult r = conclave({"run", std::string(CONCLAVE_MODELS) + "/demo-mixtral", "--stop", "Tom", "Tom has the red ball. Who has the red ball?"});
+  ASSERT_EQ(r.exit_code, 0) << r.err;
+  EXPECT_NE(r.err.find("1 new tokens, 0.0 tokens/s decode; 0.00 GB/s of weights read"), std::string::npos) << r.err;
+}
+
 TEST(Run, OnePromptIsReplicatedAndRowsAreEqual) {
   const ProcessResult r =
       conclave({"run", golden("deepseek_v3-bf16"), "--prompt-ids", "1,60,291", "--max-batch-size", "3", "--json"});

@@ -69,6 +69,21 @@ TEST(Access, OnlyTheseRoutesAreOpen) {
         << path;
 }
 
+TEST(Access, AKeyStopsItsOwnRequestsOnly) {
+  const KeyFile file(std::string("alice ") + kSecret + "\nbob " + kOther + "\n");
+  TestServer s(with_keys(file));
+  s.engine->tick_us = 2000;
+  s.engine->script = [ids = s.ids("la la")](const Request&) { return ScriptedEngine::Answer{std::vector<int32_t>(1000, ids.back())}; };
+  const ClientHeaders alice{{"Authorization", "Bearer secret"}}, bob{{"Authorization", "Bearer other"}};
+  Client c(s.port());
+  c.send(request_text("POST", "/v2/models/demo/generate_stream", R"({"id":"me","text_input":"x","parameters":{"max_new_tokens":1000}})", alice));
+  c.read_until("text_output");
+  EXPECT_EQ(post(s.port(), "/v2/models/demo/stopInfer", {{"id", "me"}}, bob).status, 404);
+  EXPECT_EQ(s.engine->running(), 1);
+  EXPECT_EQ(post(s.port(), "/v2/models/demo/stopInfer", {{"id", "me"}}, alice).status, 200);
+  EXPECT_TRUE(s.wait_until([&] { return s.engine->running() == 0; }));
+}
+
 TEST(Access, RatesAreKept) {
   const KeyFile file(std::string("alice ") + kSecret + " requests_per_minute=2 priority=3\n");
   TestServer s(with_keys(file));
